@@ -1,0 +1,128 @@
+"""The jobs that have not settled: the queue, what may still begin, retries, and the one place where jobs settle."""
+
+from collections import deque
+from typing import NamedTuple
+
+from robust_eval.errors import InternalError
+from robust_eval.supervision.actions import Action, Outcome, SettleJob
+from robust_eval.supervision.events import JobSpec
+from robust_eval.supervision.policy import Policy
+from robust_eval.supervision.records import JobRecord
+from robust_eval.supervision.transitions import JobState
+
+
+class Refusal(NamedTuple):
+    """Why nothing more is begun: the failure of every job that still waits."""
+
+    kind: str
+    cause: str
+    detail: object = None
+
+
+class JobBook:
+    """Every job that was submitted and has not settled.
+
+    A job that settles while it waits stays in the queue's deque and is skipped when its turn comes, so that
+    cancelling one of a million costs no search; `queued` counts those that really wait.
+    """
+
+    def __init__(self, policy: Policy, actions: list[Action]) -> None:
+        self._policy = policy
+        self._actions = actions
+        self._refusals: list[Refusal] = []
+        self.queue: deque[JobRecord] = deque()
+        self.queued = 0
+        self.jobs: dict[int, JobRecord] = {}
+        self.submitted_count = 0
+        self.settled_count = 0
+
+    @property
+    def refusing(self) -> bool:
+        """Whether nothing more is begun."""
+        return bool(self._refusals)
+
+    def submit(self, specs: list[JobSpec]) -> None:
+        """Take the jobs in.
+
+        Raises:
+            InternalError: an id is still in use; nothing of the batch is taken in.
+        """
+        for job_id, _, _ in specs:
+            if job_id in self.jobs:
+                msg = f"job {job_id} was submitted twice"
+                raise InternalError(msg)
+        self.submitted_count += len(specs)
+        for job_id, timeout_s, attempts in specs:
+            job = JobRecord(job_id, timeout_s, attempts)
+            self.jobs[job_id] = job
+            self._wait(job, first=False) if not self._refusals else self._never_begun(job)
+
+    def next(self) -> JobRecord:
+        """The job whose turn it is. Call only while `queued` is positive."""
+        job = self.queue.popleft()
+        while job.state is not JobState.QUEUED:
+            job = self.queue.popleft()
+        self.queued -= 1
+        return job
+
+    def cancel(self, job: JobRecord) -> None:
+        """Mark the job as unwanted; one that waits settles now."""
+        job.cancelled = True
+        if job.state is JobState.QUEUED:
+            self.queued -= 1
+            self._never_begun(job)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """From now on nothing is begun; all that waits settles with the refusal."""
+        self._refusals.append(refusal)
+        queue, self.queue = self.queue, deque()
+        self.queued = 0
+        for job in queue:
+            if job.state is JobState.QUEUED:
+                self._never_begun(job)
+
+    def allow(self, cause: str) -> None:
+        """Lift the refusal of this cause."""
+        self._refusals = [refusal for refusal in self._refusals if refusal.cause != cause]
+
+    def give_back(self, jobs: list[JobRecord]) -> None:
+        """Put jobs that were sent and had not begun back to the front, in their order and uncounted."""
+        for job in reversed(jobs):
+            job.worker_id = None
+            job.move("taken back")
+            if job.cancelled or self._refusals:
+                self._never_begun(job)
+            else:
+                self._wait(job, first=True)
+
+    def conclude(self, job: JobRecord, outcome: Outcome) -> None:
+        """The attempt is over: settle the job, or let it wait for the next attempt."""
+        job.attempts += 1
+        outcome.attempts = job.attempts
+        wanted = not (job.cancelled or self._refusals)
+        if wanted and self._policy.retries(outcome.kind, job.attempts) and not outcome.unkilled:
+            job.worker_id = None
+            job.move("failed, retried")
+            self._wait(job, first=False)
+            return
+        job.move("finished")
+        self._settle(job, outcome)
+
+    def _wait(self, job: JobRecord, *, first: bool) -> None:
+        self.queued += 1
+        if first:
+            self.queue.appendleft(job)
+        else:
+            self.queue.append(job)
+
+    def _never_begun(self, job: JobRecord) -> None:
+        """Settle a job that waits."""
+        refusal = self._refusals[0] if self._refusals else Refusal("cancelled", "cancelled")
+        job.move("never begun")
+        outcome = Outcome(refusal.kind, refusal.cause, detail=refusal.detail, attempts=job.attempts)
+        self._settle(job, outcome)
+
+    def _settle(self, job: JobRecord, outcome: Outcome) -> None:
+        del self.jobs[job.job_id]
+        self.settled_count += 1
+        self._actions.append(SettleJob(job.job_id, outcome, job.worker_id))

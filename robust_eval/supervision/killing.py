@@ -1,0 +1,76 @@
+"""How a worker is made to die: doom, grace, stack dump, SIGKILL, each a state with its own deadline (rule 7)."""
+
+from robust_eval.supervision.actions import Action, DumpStack, KillWorker, StopJob, TakeBack
+from robust_eval.supervision.policy import Policy
+from robust_eval.supervision.records import Doom, Timers, WorkerRecord
+from robust_eval.supervision.roster import Roster
+from robust_eval.supervision.transitions import WorkerState
+
+DYING = (WorkerState.DUMPING, WorkerState.KILLING, WorkerState.STUBBORN)
+
+
+class Killer:
+    """Leads a doomed worker from state to state until it is gone or has shown that it cannot be killed."""
+
+    def __init__(self, policy: Policy, actions: list[Action], timers: Timers, roster: Roster) -> None:
+        self._policy = policy
+        self._actions = actions
+        self._timers = timers
+        self._roster = roster
+
+    def doom(self, worker: WorkerRecord, doom: Doom, now: float) -> None:
+        """The worker must die, for the first reason that is given. What it has not begun is taken back at once."""
+        if worker.doom is not None or worker.state in DYING:
+            return
+        worker.doom = doom
+        self._roster.withdraw(worker)
+        if worker.inbox:
+            self._actions.append(TakeBack(worker.worker_id))
+        if doom.kind != "timeout":
+            self._kill(worker, "doomed", now)
+        elif self._policy.grace_s > 0.0:
+            worker.move("overdue, grace")
+            self._actions.append(StopJob(worker.worker_id, worker.inbox[0].job_id))
+            self._limit(worker, self._policy.grace_s, now)
+        else:
+            self._dump(worker, "overdue", now)
+
+    def pardon(self, worker: WorkerRecord) -> None:
+        """The job stopped within its grace: the worker lives on."""
+        worker.doom = worker.deadline = None
+        worker.move("stopped")
+
+    def let_leave(self, worker: WorkerRecord, now: float) -> None:
+        """The worker ends by itself after its last job."""
+        worker.move("last job")
+        self._limit(worker, self._policy.leave_s, now)
+        if worker.inbox:
+            self._actions.append(TakeBack(worker.worker_id))
+
+    def on_deadline(self, worker: WorkerRecord, now: float) -> None:
+        """The state that the worker is in has lasted for too long."""
+        if worker.state is WorkerState.STOPPING:
+            self._dump(worker, "grace over", now)
+        elif worker.state is WorkerState.DUMPING:
+            self._kill(worker, "dump over", now)
+        elif worker.state is WorkerState.LEAVING:
+            self._kill(worker, "doomed", now)
+        elif worker.state is WorkerState.KILLING:
+            worker.move("kill timeout")
+            worker.deadline = None
+        else:
+            self.doom(worker, Doom("startup", "start_timeout", now), now)
+
+    def _dump(self, worker: WorkerRecord, cause: str, now: float) -> None:
+        worker.move(cause)
+        self._actions.append(DumpStack(worker.worker_id))
+        self._limit(worker, self._policy.dump_s, now)
+
+    def _kill(self, worker: WorkerRecord, cause: str, now: float) -> None:
+        worker.move(cause)
+        self._actions.append(KillWorker(worker.worker_id))
+        self._limit(worker, self._policy.kill_timeout_s, now)
+
+    def _limit(self, worker: WorkerRecord, duration_s: float, now: float) -> None:
+        worker.deadline = now + duration_s
+        self._timers.arm(worker, worker.deadline)

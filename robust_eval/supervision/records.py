@@ -1,0 +1,108 @@
+"""What the core remembers of each job and worker, and the heap of their timers."""
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from robust_eval.supervision.actions import Outcome
+from robust_eval.supervision.transitions import JobState, WorkerState, next_job_state, next_worker_state
+
+
+class Doom(NamedTuple):
+    """Why a worker must die. `at` is the instant from which on a result comes too late."""
+
+    kind: str
+    cause: str
+    at: float
+    detail: object = None
+
+
+class JobRecord:
+    """One job that has not settled."""
+
+    __slots__ = ("attempts", "cancelled", "job_id", "state", "timeout_s", "worker_id")
+
+    def __init__(self, job_id: int, timeout_s: float | None, attempts: int) -> None:
+        self.job_id = job_id
+        self.timeout_s = timeout_s
+        self.attempts = attempts
+        self.state = JobState.QUEUED
+        self.cancelled = False
+        self.worker_id: int | None = None
+
+    def move(self, cause: str) -> None:
+        """Change the state along the table."""
+        self.state = next_job_state(self.state, cause)
+
+
+class WorkerRecord:
+    """One worker that is not gone.
+
+    `since` is the earliest instant at which its first job can have begun; `begun_job_id` the job whose begin its
+    stamp has shown; `deadline` the end of the state that it is in, where that state has one.
+    """
+
+    __slots__ = (
+        "begun_job_id",
+        "deadline",
+        "doom",
+        "held",
+        "inbox",
+        "since",
+        "slot",
+        "started_at",
+        "state",
+        "tasks",
+        "timer_at",
+        "worker_id",
+    )
+
+    def __init__(self, worker_id: int, now: float) -> None:
+        self.worker_id = worker_id
+        self.state = WorkerState.STARTING
+        self.slot: int | None = None
+        self.inbox: deque[JobRecord] = deque()
+        self.begun_job_id: int | None = None
+        self.since = now
+        self.started_at = now
+        self.deadline: float | None = None
+        self.tasks = 0
+        self.doom: Doom | None = None
+        self.held: tuple[JobRecord, Outcome] | None = None
+        self.timer_at: float | None = None
+
+    def move(self, cause: str) -> None:
+        """Change the state along the table."""
+        self.state = next_worker_state(self.state, cause)
+
+
+class Timers:
+    """One pending timer a worker, kept in a heap; a timer that comes too early is simply set again.
+
+    The job's own deadline moves with every job, so the heap holds the earliest instant at which a worker may need
+    attention and not each deadline: a worker that finishes jobs faster than their budget touches the heap once a
+    budget, not once a job.
+    """
+
+    __slots__ = ("_heap",)
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int]] = []
+
+    def arm(self, worker: WorkerRecord, at: float) -> None:
+        """See that the worker is looked at no later than `at`."""
+        if worker.timer_at is None or at < worker.timer_at:
+            worker.timer_at = at
+            heappush(self._heap, (at, worker.worker_id))
+
+    def first(self) -> float | None:
+        """The instant of the earliest timer, stale ones included."""
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now: float) -> list[tuple[float, int]]:
+        """Remove and return the timers that have come."""
+        heap = self._heap
+        popped = []
+        while heap and heap[0][0] <= now:
+            popped.append(heappop(heap))
+        return popped
