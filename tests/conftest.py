@@ -1,0 +1,67 @@
+"""What every test keeps: when it ends, no process that it started is left."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+SESSION_MARK = "ROBUST_EVAL_TEST_SESSION"
+PATIENCE_S = 5.0
+
+
+def _carries_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(SESSION_MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def _is_python_helper(process: psutil.Process) -> bool:
+    """Trackers of multiprocessing itself live as long as the program that used them, by design."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
+
+
+def _ours(mark: str) -> set[psutil.Process]:
+    """Every process below this one, and every orphan that inherited the session's mark."""
+    me = psutil.Process()
+    found = set(me.children(recursive=True))
+    found |= {process for process in psutil.process_iter() if _carries_mark(process, mark)}
+    found.discard(me)
+    return {process for process in found if not _is_python_helper(process)}
+
+
+@pytest.fixture(scope="session")
+def session_mark() -> Iterator[str]:
+    """A value in the environment that every process started by a test inherits."""
+    mark = uuid.uuid4().hex
+    os.environ[SESSION_MARK] = mark
+    yield mark
+    del os.environ[SESSION_MARK]
+
+
+@pytest.fixture(autouse=True)
+def no_process_left(session_mark: str) -> Iterator[None]:
+    """Fail the test that leaves a process behind, by name, and end that process."""
+    before = _ours(session_mark)
+    yield
+    left = _ours(session_mark) - before
+    if not left:
+        return
+    _, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
+    alive = list(_ours(session_mark) - before) if alive else alive
+    described = []
+    for process in alive:
+        try:
+            described.append(f"{process.pid} {process.status()} {process.cmdline()}")
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=PATIENCE_S)
+    if described:
+        pytest.fail("processes left behind:\n" + "\n".join(described))
