@@ -1,0 +1,171 @@
+"""Every exception of the package, under one root.
+
+Three kinds are kept apart. *You misused it*: also a ``ValueError`` or ``TypeError``, and the message names the
+value, what is allowed and the next step. *The job failed*: normally a `Failure` value on the job, an exception
+(`JobFailed`) only where one was asked for. *Our bug*: `InternalError`.
+
+This module must not import anything heavy: it is loaded in every worker process.
+"""
+
+# ruff: noqa: N818  named for what happened, as the public interface says
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any, Protocol
+
+_REPORT = "This is a bug in robust_eval: please report it with this message and the traceback."
+
+
+class Described(Protocol):
+    """What an exception needs to know of a `robust_eval.failure.Failure`, which knows this module."""
+
+    @property
+    def kind(self) -> str:
+        """What happened, in one word."""
+
+    @property
+    def message(self) -> str:
+        """What happened, in one sentence."""
+
+    def render(self) -> str:
+        """Everything that is known, as lines."""
+
+
+class RobustEvalError(Exception):
+    """The root of every exception that robust_eval raises."""
+
+
+class InvalidArgument(RobustEvalError, ValueError):
+    """An argument has a value that is not allowed."""
+
+
+class InvalidArgumentType(RobustEvalError, TypeError):
+    """An argument has a type that is not allowed."""
+
+
+class UnsupportedLimit(RobustEvalError, ValueError):
+    """A limit was asked for that this method of evaluation cannot enforce."""
+
+
+class EvaluatorClosed(RobustEvalError, RuntimeError):
+    """The evaluator was used after ``close()``."""
+
+
+class SearchStopped(RobustEvalError, RuntimeError):
+    """A callback asks for the end of the search; ``gather`` raises it once its batch is recorded."""
+
+
+class InternalError(RobustEvalError):
+    """robust_eval broke one of its own promises.
+
+    Args:
+        message: what was found; the request for a report is added.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} {_REPORT}"
+
+
+class InvalidOutput(RobustEvalError, ValueError):
+    """The run function returned something that is not an accepted output.
+
+    Args:
+        message: what was returned and what is accepted.
+        value_repr: the bounded repr of the returned value.
+    """
+
+    def __init__(self, message: str, value_repr: str = "") -> None:
+        super().__init__(message, value_repr)
+
+    @property
+    def value_repr(self) -> str:
+        """The bounded repr of the returned value."""
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class JobFailed(RobustEvalError):
+    """A job failed; ``failure`` says how.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
+
+    def __init__(self, failure: Described) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return self.failure.render()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError and MemoryError, which subclasses mix in, reduce in ways of their own.
+        return type(self), (self.failure,)
+
+
+class JobTimeout(JobFailed, TimeoutError):
+    """The job ran longer than it was allowed to."""
+
+
+class JobMemoryExceeded(JobFailed, MemoryError):
+    """The job needed more memory than it was allowed to."""
+
+
+class JobCrashed(JobFailed):
+    """The job's process ended by a signal or an exit."""
+
+
+class JobRaised(JobFailed):
+    """The run function raised; chained from its exception where that could be had."""
+
+
+class JobCancelled(JobFailed):
+    """The job was cancelled or never begun."""
+
+
+class JobLost(JobFailed):
+    """The host, driver, supervisor or template of the job died."""
+
+
+class JobStartupFailed(JobFailed):
+    """No worker could be started for the job."""
+
+
+class JobInvalid(JobFailed):
+    """The run function returned something that is not accepted."""
+
+
+class JobUnpicklable(JobFailed):
+    """The configuration or the result could not cross the process boundary."""
+
+
+class JobStop(BaseException):
+    """Raised in the run function when its time is up and it may still finish (``grace_period``).
+
+    Not an ``Exception``, so that an ``except Exception`` in the run function does not swallow it.
+    """
+
+
+def bounded_repr(value: object, limit: int = 200) -> str:
+    """Describe a value of the user's without trusting its size or its ``__repr__``.
+
+    Args:
+        value: anything.
+        limit: the most characters returned.
+
+    Returns:
+        A repr of at most ``limit`` characters, shortened with ``...``.
+    """
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = limit
+    try:
+        text = shortener.repr(value)
+    except Exception as error:  # noqa: BLE001  the user's code runs here
+        text = f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
