@@ -1,0 +1,160 @@
+"""The interface of a storage: DeepHyper 0.5's, and batches for the hot path.
+
+A storage knows searches by their id and jobs by ``"search.job"``. Of a job it keeps ``in`` (the
+arguments), ``out`` (the objective), ``metadata``, ``intermediate`` and whatever `store_job` adds.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from robust_eval.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+STORAGES: Final[Mapping[str, str]] = {"memory": "robust_eval.storage.memory:MemoryStorage"}
+
+
+class Storage(abc.ABC):
+    """Where searches and their jobs are kept.
+
+    Attributes:
+        connected: whether ``connect()`` succeeded.
+    """
+
+    def __init__(self) -> None:
+        self.connected = False
+
+    @staticmethod
+    def create(method: str = "memory", method_kwargs: Mapping[str, Any] | None = None) -> Storage:
+        """Create a storage by the name of its kind.
+
+        Args:
+            method: one of `STORAGES`.
+            method_kwargs: arguments of that kind's class.
+
+        Returns:
+            The storage, not yet connected.
+
+        Raises:
+            InvalidArgument: there is no such kind (a ``ValueError``).
+        """
+        if method not in STORAGES:
+            raise InvalidArgument(f"There is no storage method {method!r}. Choose one of {', '.join(STORAGES)}.")
+        module, _, name = STORAGES[method].partition(":")
+        storage: Storage = getattr(importlib.import_module(module), name)(**(method_kwargs or {}))
+        return storage
+
+    def connect(self) -> Self:
+        """Connect to whatever holds the data.
+
+        Returns:
+            The storage itself, connected.
+        """
+        self._connect()
+        return self
+
+    @abc.abstractmethod
+    def _connect(self) -> None:
+        """Connect, and set ``connected``."""
+
+    @abc.abstractmethod
+    def create_new_search(self) -> str:
+        """Make a new search and give its id."""
+
+    @abc.abstractmethod
+    def create_new_job(self, search_id: str) -> str:
+        """Make a new job in a search and give its id, ``"search.job"``."""
+
+    @abc.abstractmethod
+    def store_search_value(self, search_id: str, key: str, value: Any) -> None:
+        """Keep a value of a search under a key."""
+
+    @abc.abstractmethod
+    def load_search_value(self, search_id: str, key: str) -> Any:
+        """Give the value of a search under a key.
+
+        Raises:
+            KeyError: there is no such search or key.
+        """
+
+    @abc.abstractmethod
+    def store_job(self, job_id: str, key: str, value: Any) -> None:
+        """Keep a value of a job under a key."""
+
+    @abc.abstractmethod
+    def store_job_metadata(self, job_id: str, key: str, value: Any) -> None:
+        """Keep one entry of a job's metadata."""
+
+    @abc.abstractmethod
+    def load_all_search_ids(self) -> list[str]:
+        """Give the ids of all searches, in the order of their making."""
+
+    @abc.abstractmethod
+    def load_all_job_ids(self, search_id: str) -> list[str]:
+        """Give the ids of all jobs of a search, in the order of their making."""
+
+    @abc.abstractmethod
+    def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
+        """Give everything about a search: a copy, keyed by the part of the job's id after the dot."""
+
+    @abc.abstractmethod
+    def load_job(self, job_id: str) -> dict[str, Any]:
+        """Give everything about a job: a copy."""
+
+    def store_job_in(
+        self,
+        job_id: str,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep the arguments of a job."""
+        self.store_job(job_id, "in", {"args": args, "kwargs": kwargs})
+
+    def store_job_out(self, job_id: str, value: Any) -> None:
+        """Keep the objective of a job."""
+        self.store_job(job_id, "out", value)
+
+    def store_job_status(self, job_id: str, job_status: int) -> None:
+        """Keep the status of a job, a `robust_eval.job.JobStatus`."""
+        self.store_job(job_id, "status", job_status)
+
+    def create_new_jobs(self, search_id: str, configs: Sequence[Any]) -> list[str]:
+        """Make one job for each configuration, kept as its only positional argument.
+
+        Args:
+            search_id: the search of the jobs.
+            configs: what the jobs are about; the storage may keep the objects themselves.
+
+        Returns:
+            The ids, in the order of the configurations.
+        """
+        job_ids = []
+        for config in configs:
+            job_id = self.create_new_job(search_id)
+            self.store_job_in(job_id, args=(config,))
+            job_ids.append(job_id)
+        return job_ids
+
+    def store_job_outcome(self, job_id: str, objective: Any, metadata: Mapping[str, Any]) -> None:
+        """Keep the objective and the whole metadata of a job that is done."""
+        self.store_job_out(job_id, objective)
+        for key, value in metadata.items():
+            self.store_job_metadata(job_id, key, value)
+
+    def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Give everything about some jobs, keyed by their ids."""
+        return {job_id: self.load_job(job_id) for job_id in job_ids}
+
+    def load_metadata_from_all_jobs(self, search_id: str, key: str) -> list[Any]:
+        """Give one entry of the metadata of all jobs of a search that have it."""
+        found = (data["metadata"].get(key) for data in self.load_search(search_id).values())
+        return [value for value in found if value is not None]
+
+    def load_out_from_all_jobs(self, search_id: str) -> list[Any]:
+        """Give the objectives of all jobs of a search that have one."""
+        found = (data["out"] for data in self.load_search(search_id).values())
+        return [value for value in found if value is not None]
