@@ -1,0 +1,1 @@
+"""The evaluators: one base class, one module for each method."""

@@ -1,0 +1,108 @@
+"""Where finished jobs wait to be gathered: any thread puts, one consumer takes.
+
+The consumer is either a thread (``take``) or a coroutine (``take_async``), one at a time. It is woken
+once, when as many are there as it waits for, so that gathering a thousand jobs costs one switch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Arrivals(Protocol):
+    """What an evaluator needs of the place where its backend delivers."""
+
+    def put(self, item: Any) -> None:
+        """Deliver one finished job."""
+
+    def put_many(self, items: Iterable[Any]) -> None:
+        """Deliver several."""
+
+    def take(self, minimum: int, timeout: float | None) -> list[Any]:
+        """Wait until ``minimum`` items are there or ``timeout`` seconds are over; take all there are.
+
+        The wait can be interrupted by Ctrl-C, which takes nothing.
+        """
+
+    async def take_async(
+        self,
+        minimum: int,
+        timeout: float | None,  # noqa: ASYNC109  the counterpart of take
+    ) -> list[Any]:
+        """Do the same in a coroutine, whatever its loop."""
+
+
+class Mailbox:
+    """`Arrivals` in the memory of this process."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._items: list[Any] = []
+        self._wanted: float = math.inf
+        self._wake: Callable[[], None] | None = None
+
+    def put(self, item: Any) -> None:
+        """Deliver one item."""
+        with self._arrived:
+            self._items.append(item)
+            if len(self._items) >= self._wanted:
+                self._notify()
+
+    def put_many(self, items: Iterable[Any]) -> None:
+        """Deliver several items at once."""
+        with self._arrived:
+            self._items.extend(items)
+            if len(self._items) >= self._wanted:
+                self._notify()
+
+    def _notify(self) -> None:
+        self._wanted = math.inf
+        if self._wake is None:
+            self._arrived.notify_all()
+        else:
+            self._wake()
+
+    def take(self, minimum: int, timeout: float | None) -> list[Any]:
+        """Wait until ``minimum`` items are there or ``timeout`` seconds are over; take all there are."""
+        with self._arrived:
+            if len(self._items) < minimum:
+                self._wanted = minimum
+                try:
+                    self._arrived.wait_for(lambda: len(self._items) >= minimum, timeout)
+                finally:
+                    self._wanted = math.inf
+            items, self._items = self._items, []
+        return items
+
+    async def take_async(
+        self,
+        minimum: int,
+        timeout: float | None,  # noqa: ASYNC109  the counterpart of take
+    ) -> list[Any]:
+        """Do the same in a coroutine, whatever its loop."""
+        loop = asyncio.get_running_loop()
+        enough = asyncio.Event()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(enough.set)
+
+        with self._arrived:
+            if len(self._items) >= minimum:
+                enough.set()
+            else:
+                self._wanted, self._wake = minimum, wake
+        try:
+            await asyncio.wait_for(enough.wait(), timeout)
+        except TimeoutError:
+            pass
+        finally:
+            with self._arrived:
+                self._wanted, self._wake = math.inf, None
+        return self.take(0, 0)

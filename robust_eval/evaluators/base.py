@@ -1,0 +1,380 @@
+"""The evaluator as its users see it: submit configurations, gather outcomes, dump the CSV.
+
+Everything that runs jobs is behind `robust_eval.evaluators.backend`; nothing here costs more with every
+job that was ever submitted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias
+
+from robust_eval.errors import (
+    EvaluatorClosed,
+    InvalidArgument,
+    InvalidArgumentType,
+    bounded_repr,
+)
+from robust_eval.evaluators.backend import Backend
+from robust_eval.evaluators.gathering import Gathering
+from robust_eval.evaluators.ledger import Retries
+from robust_eval.evaluators.notify import Notifier
+from robust_eval.evaluators.registry import evaluator_class
+from robust_eval.job import Job, JobStatus
+from robust_eval.limits import parse_count, parse_seconds
+from robust_eval.objective import FAIL_RETURN_VALUE
+from robust_eval.results import ResultsFile, SavedKeys, csv_value, ordered_columns, rows_of
+from robust_eval.storage.base import Storage
+from robust_eval.storage.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OnError: TypeAlias = Literal["return", "raise"]
+_ON_ERROR: Final = ("return", "raise")
+
+
+class Evaluator(Backend, Gathering):
+    """Evaluates a run function over many configurations, with one outcome for each.
+
+    Made by `create`, or subclassed with an ``async def execute(self, job)`` of one's own. A context
+    manager: leaving it closes the evaluator.
+
+    Args:
+        run_function: what is evaluated; called with a `robust_eval.job.RunningJob`.
+        num_workers: how many jobs run at once.
+        callbacks: told about each job as it is submitted and gathered.
+        run_function_kwargs: keyword arguments of every call.
+        storage: where the jobs are kept; by default a new `MemoryStorage`.
+        search_id: a search of that storage to go on with; by default a new one.
+        on_error: ``"return"`` failed jobs like others, or ``"raise"`` the first one in ``gather``.
+        max_retries: how often a job that failed is tried again.
+        retry_on: the kinds of failure for which it is; by default all that another try may cure.
+
+    Attributes:
+        jobs: every job that was submitted.
+        jobs_done: the jobs that were gathered and not yet dumped.
+        job_id_gathered: the ids of all jobs that were gathered.
+        num_objective: how many objectives the CSV has; found out by itself unless set.
+    """
+
+    FAIL_RETURN_VALUE: ClassVar[str] = FAIL_RETURN_VALUE
+    NEST_ASYNCIO_PATCHED: ClassVar[bool] = False
+    PYTHON_EXE: ClassVar[str] = (
+        os.environ.get("ROBUST_EVAL_PYTHON") or os.environ.get("DEEPHYPER_PYTHON_BACKEND") or sys.executable
+    )
+
+    def __init__(  # noqa: PLR0917  DeepHyper's signature
+        self,
+        run_function: Callable[..., Any],
+        num_workers: int = 1,
+        callbacks: Iterable[Any] | None = None,
+        run_function_kwargs: Mapping[str, Any] | None = None,
+        storage: Storage | None = None,
+        search_id: str | None = None,
+        *,
+        on_error: OnError = "return",
+        max_retries: int = 0,
+        retry_on: Iterable[str] | None = None,
+    ) -> None:
+        if not callable(run_function):
+            raise InvalidArgumentType(
+                f"run_function={bounded_repr(run_function)} cannot be called. Pass a function of a job."
+            )
+        if on_error not in _ON_ERROR:
+            raise InvalidArgument(f"on_error={on_error!r} is unknown. Choose one of {_ON_ERROR}.")
+        Backend.__init__(self, Retries.parse(max_retries, retry_on))
+        self.num_workers = parse_count("num_workers", num_workers)
+        self.run_function = run_function
+        self.run_function_kwargs = {} if run_function_kwargs is None else dict(run_function_kwargs)
+        self.num_objective: int | None = None
+        self.jobs: list[Job] = []
+        self._callbacks = [] if callbacks is None else list(callbacks)
+        self._job_class: type[Job] = Job
+        self._stopper: Any = None
+        self._timeout: float | None = None
+        self._deadline_at: float | None = None
+        self._created_at = time.monotonic()
+        self._submitting = threading.RLock()  # a callback may submit or close
+        self._closed = self._stopped = False
+        self._storage = _connected(storage)
+        self._search_id = _known_search(self._storage, search_id)
+        self._results = ResultsFile(self._storage, self._search_id)
+        Gathering.__init__(self, Notifier(), on_error)
+
+    @staticmethod
+    def create(
+        run_function: Callable[..., Any],
+        method: str = "serial",
+        method_kwargs: Mapping[str, Any] | None = None,
+    ) -> Evaluator:
+        """Make an evaluator by the name of its method.
+
+        Args:
+            run_function: what is evaluated.
+            method: one of `robust_eval.evaluators.registry.EVALUATORS`.
+            method_kwargs: arguments of that method's class.
+
+        Returns:
+            The evaluator.
+
+        Raises:
+            InvalidArgument: there is no such method (a ``ValueError``).
+        """
+        evaluator: Evaluator = evaluator_class(method)(run_function, **(method_kwargs or {}))
+        return evaluator
+
+    @property
+    def storage(self) -> Storage:
+        """Where the jobs are kept."""
+        return self._storage
+
+    @property
+    def search_id(self) -> str:
+        """The search of the jobs in the storage."""
+        return self._search_id
+
+    @property
+    def timestamp(self) -> float:
+        """The time of creation, in seconds since the epoch: what the jobs' timestamps count from."""
+        return time.time() - (time.monotonic() - self._created_at)
+
+    @timestamp.setter
+    def timestamp(self, timestamp: float) -> None:
+        self._created_at = time.monotonic() - (time.time() - timestamp)
+
+    @property
+    def timeout(self) -> float | None:
+        """The search's budget in seconds, as it was set."""
+        return self._timeout
+
+    @property
+    def time_left(self) -> float | None:
+        """What is left of the search's budget, in seconds from 0."""
+        if self._deadline_at is None:
+            return None
+        return max(0.0, self._deadline_at - time.monotonic())
+
+    def _seconds_left(self) -> float | None:
+        return self.time_left
+
+    def set_timeout(self, timeout: float | None) -> None:
+        """Give the search a budget, from now on.
+
+        When it is exhausted, nothing more is begun (``cancelled``) and what runs is ended (``timeout``);
+        all of it settles and can be gathered. Where nothing can be killed, what runs is abandoned.
+
+        Args:
+            timeout: seconds; ``None`` lifts the budget.
+        """
+        self._timeout = parse_seconds("timeout", timeout, allow_zero=True)
+        self._deadline_at = None if self._timeout is None else time.monotonic() + self._timeout
+        self._change_budget()
+
+    def submit(self, configs: Iterable[Mapping[str, Any]], **per_job: Any) -> None:
+        """Have configurations evaluated; returns without waiting for them.
+
+        Args:
+            configs: mappings of parameters, one for each job; copied.
+            **per_job: limits of these jobs, where the method has such.
+
+        Raises:
+            InvalidArgumentType: one is no mapping; then nothing is submitted.
+            EvaluatorClosed: the evaluator is closed.
+        """
+        self._check_options(per_job)
+        checked = _checked(configs)
+        with self._submitting:
+            if self._closed:
+                raise EvaluatorClosed("This evaluator is closed: make a new one to submit jobs.")
+            jobs = [self._job_class("", config, self.run_function) for config in checked]
+            ids = self._storage.create_new_jobs(self._search_id, [job.config for job in jobs])
+            now = time.monotonic() - self._created_at
+            for job, job_id in zip(jobs, ids, strict=True):
+                job.id, job.status, job.submitted_at = job_id, JobStatus.RUNNING, now
+                self._notifier.notify(self._callbacks, "on_launch", job)
+            self._dispatch(jobs, per_job)
+            # Counted once they are on their way: nobody waits for jobs that a backend did not take.
+            self.jobs += jobs
+            self.num_jobs_submitted += len(jobs)
+        self._notifier.raise_stop()
+
+    def gather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
+        """Wait for jobs and collect them, in the order in which they were done.
+
+        Args:
+            type: ``"ALL"`` waits for all jobs submitted and not gathered, ``"BATCH"`` for ``size``.
+            size: with ``"BATCH"``, the fewest jobs to wait for; 0 does not wait.
+
+        Returns:
+            The jobs: at least as many as asked for, and everything else that is done.
+
+        Raises:
+            InvalidArgument: ``type`` is unknown, or nothing was ever submitted (a ``ValueError``).
+            JobFailed: with ``on_error="raise"``, for the first failure; that job counts as gathered,
+                the others stay for the next call.
+            SearchStopped: a callback asked for it; the jobs are recorded and stay for the next call.
+        """
+        with self._alone():
+            wanted = self._wanted(type, size)
+            self._take(self._inbox.take(0, 0))
+            while (missing := self._missing(wanted)) > 0:
+                self._take(self._inbox.take(missing, None))
+            return self._collected()
+
+    async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
+        """Do the same as `gather` without blocking the running event loop."""
+        with self._alone():
+            wanted = self._wanted(type, size)
+            self._take(self._inbox.take(0, 0))
+            while (missing := self._missing(wanted)) > 0:
+                self._take(await self._inbox.take_async(missing, None))
+            return self._collected()
+
+    async def as_completed(self) -> AsyncIterator[Job]:
+        """Yield each job submitted and not gathered as it is done, until there is none left.
+
+        Jobs that were done and not reached, because the loop over them ended early, stay for the next
+        ``gather``.
+        """
+        while self._batch or self._outstanding():
+            if not self._batch:
+                self._batch.extend(await self.agather("BATCH", 1))
+            yield self._batch.popleft()
+
+    def _on_done(self, job: Job) -> None:
+        """Record a settled job, once."""
+        if job.status is JobStatus.DONE:
+            return
+        if job.failure is not None:
+            job.output["objective"] = self.FAIL_RETURN_VALUE
+        metadata = job.metadata
+        metadata["timestamp_gather"] = time.monotonic() - self._created_at
+        self._storage.store_job_outcome(job.id, job.objective, metadata)
+        self.job_id_gathered.append(job.id)
+        self.jobs_done.append(job)
+        self.num_jobs_gathered += 1
+        job.status = JobStatus.DONE
+        if self._callbacks:
+            self._notifier.notify(self._callbacks, "on_done", job)
+            self._notifier.notify(self._callbacks, "on_gather", job)
+
+    def close(self) -> None:
+        """End everything that runs. Bounded, and free to be called again.
+
+        Jobs that are not finished settle as ``cancelled`` and can still be gathered.
+        """
+        with self._submitting:
+            self._closed = True
+            if self._stopped:
+                return
+            self._stop()
+            self._stopped = True
+        self._notifier.notify(self._callbacks, "on_close")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.num_workers} worker(s), {len(self.jobs)} job(s)>"
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the evaluator by what JSON can hold."""
+        return {"type": type(self).__name__, "num_workers": self.num_workers}
+
+    def decode(self, key: str) -> dict[str, Any]:
+        """Read a JSON object.
+
+        Raises:
+            InvalidArgument: the JSON is something else (a ``ValueError``).
+        """
+        decoded = json.loads(key)
+        if not isinstance(decoded, dict):
+            raise InvalidArgument(f"key={bounded_repr(key)} holds a {type(decoded).__name__}; pass a JSON object.")
+        return decoded
+
+    def convert_for_csv(self, val: Any) -> Any:
+        """Bring a value to what one cell of a CSV file can hold: a list becomes its text."""
+        return csv_value(val)
+
+    def dump_evals(
+        self,
+        saved_keys: SavedKeys = None,
+        log_dir: str | os.PathLike[str] = ".",
+        filename: str = "results.csv",
+    ) -> None:
+        """Write the jobs gathered since the last dump to a CSV file.
+
+        The first dump of a search replaces the file, which is kept as ``results.csv.1`` where another
+        search left it; later ones append, and add columns where new ones have come up.
+
+        Args:
+            saved_keys: the parameters to save: ``None`` for all, a list of names, or a callable that
+                gives a dict for a job.
+            log_dir: the directory of the file.
+            filename: its name.
+        """
+        rows = self._rows(self.jobs_done, saved_keys)
+        if rows:
+            self._results.write(Path(log_dir) / filename, rows)
+        # Only now: what could not be written stays for the next dump.
+        del self.jobs_done[: len(rows)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Give every gathered job as a row of a DataFrame, with the columns of the CSV."""
+        import pandas as pd  # noqa: PLC0415  imported only by those who need it
+
+        rows = self._rows([job for job in self.jobs if job.status is JobStatus.DONE], None)
+        return pd.DataFrame(rows, columns=ordered_columns(rows))
+
+    def _rows(self, jobs: list[Job], saved_keys: SavedKeys) -> list[dict[str, Any]]:
+        rows, self.num_objective = rows_of(jobs, saved_keys, self.convert_for_csv, self.num_objective)
+        return rows
+
+
+def _connected(storage: Storage | None) -> Storage:
+    if storage is None:
+        storage = MemoryStorage()
+    if not isinstance(storage, Storage):
+        raise InvalidArgumentType(
+            f"storage={bounded_repr(storage)} is a {type(storage).__name__}. "
+            "Pass a robust_eval.storage.Storage, such as Storage.create()."
+        )
+    return storage if storage.connected else storage.connect()
+
+
+def _known_search(storage: Storage, search_id: str | None) -> str:
+    if search_id is None:
+        return storage.create_new_search()
+    known = storage.load_all_search_ids()
+    if search_id not in known:
+        raise InvalidArgument(
+            f"search_id={search_id!r} is not in the storage. Leave it out for a new search, or choose "
+            f"one of {bounded_repr(known)}."
+        )
+    return search_id
+
+
+def _checked(configs: Any) -> list[Mapping[str, Any]]:
+    if isinstance(configs, Mapping | str | bytes) or not isinstance(configs, Iterable):
+        raise InvalidArgumentType(
+            f"configs={bounded_repr(configs)} is a {type(configs).__name__}. "
+            "Pass a list of dicts, one for each job: submit([{...}])."
+        )
+    checked = list(configs)
+    for number, config in enumerate(checked):
+        if type(config) is not dict and not isinstance(config, Mapping):
+            raise InvalidArgumentType(
+                f"configs[{number}]={bounded_repr(config)} is a {type(config).__name__}. "
+                "Each configuration is a dict; nothing was submitted."
+            )
+    return checked
