@@ -99,5 +99,14 @@ class Finish:
 
 
 Action = (
-    StartTemplate | StartWorker | AssignSlot | SendJob | TakeBack | StopJob | DumpStack | KillWorker | SettleJob | Finish
+    StartTemplate
+    | StartWorker
+    | AssignSlot
+    | SendJob
+    | TakeBack
+    | StopJob
+    | DumpStack
+    | KillWorker
+    | SettleJob
+    | Finish
 )

@@ -1,4 +1,4 @@
-"""The jobs that have not settled: the queue, what may still begin, retries, and the one place where jobs settle."""
+"""The jobs that have not settled: the queue, what may still begin, retries, and where they settle."""
 
 from collections import deque
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Refusal(NamedTuple):
 class JobBook:
     """Every job that was submitted and has not settled.
 
-    A job that settles while it waits stays in the queue's deque and is skipped when its turn comes, so that
-    cancelling one of a million costs no search; `queued` counts those that really wait.
+    A job that settles while it waits stays in the queue's deque and is skipped when its turn comes,
+    so that cancelling one of a million costs no search; `queued` counts those that really wait.
     """
 
     def __init__(self, policy: Policy, actions: list[Action]) -> None:
@@ -47,15 +47,18 @@ class JobBook:
         Raises:
             InternalError: an id is still in use; nothing of the batch is taken in.
         """
-        for job_id, _, _ in specs:
-            if job_id in self.jobs:
-                msg = f"job {job_id} was submitted twice"
-                raise InternalError(msg)
+        job_ids = {spec.job_id for spec in specs}
+        if len(job_ids) != len(specs) or not job_ids.isdisjoint(self.jobs):
+            twice = [spec.job_id for spec in specs if spec.job_id in self.jobs] or "within one batch"
+            raise InternalError(f"jobs were submitted twice: {twice}")
         self.submitted_count += len(specs)
         for job_id, timeout_s, attempts in specs:
             job = JobRecord(job_id, timeout_s, attempts)
             self.jobs[job_id] = job
-            self._wait(job, first=False) if not self._refusals else self._never_begun(job)
+            if self._refusals:
+                self._never_begun(job)
+            else:
+                self._wait(job)
 
     def next(self) -> JobRecord:
         """The job whose turn it is. Call only while `queued` is positive."""
@@ -93,7 +96,8 @@ class JobBook:
             if job.cancelled or self._refusals:
                 self._never_begun(job)
             else:
-                self._wait(job, first=True)
+                self.queued += 1
+                self.queue.appendleft(job)
 
     def conclude(self, job: JobRecord, outcome: Outcome) -> None:
         """The attempt is over: settle the job, or let it wait for the next attempt."""
@@ -103,17 +107,14 @@ class JobBook:
         if wanted and self._policy.retries(outcome.kind, job.attempts) and not outcome.unkilled:
             job.worker_id = None
             job.move("failed, retried")
-            self._wait(job, first=False)
+            self._wait(job)
             return
         job.move("finished")
         self._settle(job, outcome)
 
-    def _wait(self, job: JobRecord, *, first: bool) -> None:
+    def _wait(self, job: JobRecord) -> None:
         self.queued += 1
-        if first:
-            self.queue.appendleft(job)
-        else:
-            self.queue.append(job)
+        self.queue.append(job)
 
     def _never_begun(self, job: JobRecord) -> None:
         """Settle a job that waits."""

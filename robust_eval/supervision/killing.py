@@ -1,4 +1,4 @@
-"""How a worker is made to die: doom, grace, stack dump, SIGKILL, each a state with its own deadline (rule 7)."""
+"""How a worker is made to die: doom, grace, stack dump, SIGKILL, each with its own deadline (rule 7)."""
 
 from robust_eval.supervision.actions import Action, DumpStack, KillWorker, StopJob, TakeBack
 from robust_eval.supervision.policy import Policy
@@ -10,7 +10,7 @@ DYING = (WorkerState.DUMPING, WorkerState.KILLING, WorkerState.STUBBORN)
 
 
 class Killer:
-    """Leads a doomed worker from state to state until it is gone or has shown that it cannot be killed."""
+    """Leads a doomed worker from state to state until it is gone or shown to be unkillable."""
 
     def __init__(self, policy: Policy, actions: list[Action], timers: Timers, roster: Roster) -> None:
         self._policy = policy
@@ -19,8 +19,16 @@ class Killer:
         self._roster = roster
 
     def doom(self, worker: WorkerRecord, doom: Doom, now: float) -> None:
-        """The worker must die, for the first reason that is given. What it has not begun is taken back at once."""
-        if worker.doom is not None or worker.state in DYING:
+        """Make the worker die, for the first reason that is given.
+
+        What it has not begun is taken back at once. A further reason does not change the first one,
+        but ends the patience of a grace period, unless it is only another timeout.
+        """
+        if worker.state in DYING:
+            return
+        if worker.state is WorkerState.STOPPING:
+            if doom.kind != "timeout":
+                self._kill(worker, "doomed", now)
             return
         worker.doom = doom
         self._roster.withdraw(worker)
@@ -36,19 +44,19 @@ class Killer:
             self._dump(worker, "overdue", now)
 
     def pardon(self, worker: WorkerRecord) -> None:
-        """The job stopped within its grace: the worker lives on."""
+        """Let the worker live on: its job stopped within the grace, or had never begun."""
         worker.doom = worker.deadline = None
         worker.move("stopped")
 
     def let_leave(self, worker: WorkerRecord, now: float) -> None:
-        """The worker ends by itself after its last job."""
+        """Let the worker end by itself after its last job."""
         worker.move("last job")
         self._limit(worker, self._policy.leave_s, now)
         if worker.inbox:
             self._actions.append(TakeBack(worker.worker_id))
 
     def on_deadline(self, worker: WorkerRecord, now: float) -> None:
-        """The state that the worker is in has lasted for too long."""
+        """Take the next step: the state that the worker is in has lasted for too long."""
         if worker.state is WorkerState.STOPPING:
             self._dump(worker, "grace over", now)
         elif worker.state is WorkerState.DUMPING:

@@ -52,6 +52,6 @@ class Policy:
 
     def depth(self, mean_s: float) -> int:
         """How many jobs of the mean duration `mean_s` an inbox should hold."""
-        if mean_s <= 0.0:
+        if mean_s * self.max_depth <= self.depth_target_s:
             return self.max_depth
-        return max(1, min(self.max_depth, int(self.depth_target_s / mean_s)))
+        return max(1, int(self.depth_target_s / mean_s))

@@ -2,19 +2,30 @@
 
 from collections import deque
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from robust_eval.supervision.actions import Outcome
 from robust_eval.supervision.transitions import JobState, WorkerState, next_job_state, next_worker_state
+
+if TYPE_CHECKING:
+    from robust_eval.supervision.actions import Outcome
 
 
 class Doom(NamedTuple):
-    """Why a worker must die. `at` is the instant from which on a result comes too late."""
+    """Why a worker must die.
+
+    `at` is the instant from which on a result comes too late. `job_id` names the job that is to
+    blame; None stands for whichever job the worker has begun.
+    """
 
     kind: str
     cause: str
     at: float
     detail: object = None
+    job_id: int | None = None
+
+    def strikes(self, job: "JobRecord") -> bool:
+        """Whether this job is to blame, and not another one that ran in the same worker."""
+        return self.job_id is None or self.job_id == job.job_id
 
 
 class JobRecord:
@@ -38,8 +49,10 @@ class JobRecord:
 class WorkerRecord:
     """One worker that is not gone.
 
-    `since` is the earliest instant at which its first job can have begun; `begun_job_id` the job whose begin its
-    stamp has shown; `deadline` the end of the state that it is in, where that state has one.
+    `since` is the earliest instant at which its first job can have begun, or that begin itself once
+    its stamp has shown it (`begun_job_id`); `unheard_since` the instant since which it has a job to
+    begin and gave no sign of life, None where it has none. `deadline` is the end of the state that
+    it is in, where that state has one. `held` are jobs that are over and settle when it is gone.
     """
 
     __slots__ = (
@@ -54,6 +67,8 @@ class WorkerRecord:
         "state",
         "tasks",
         "timer_at",
+        "unheard_since",
+        "was_ready",
         "worker_id",
     )
 
@@ -68,8 +83,15 @@ class WorkerRecord:
         self.deadline: float | None = None
         self.tasks = 0
         self.doom: Doom | None = None
-        self.held: tuple[JobRecord, Outcome] | None = None
+        self.held: list[tuple[JobRecord, "Outcome"]] = []
         self.timer_at: float | None = None
+        self.unheard_since: float | None = None
+        self.was_ready = False
+
+    @property
+    def never_served(self) -> bool:
+        """Whether it began no job at all."""
+        return not self.tasks and self.begun_job_id is None
 
     def move(self, cause: str) -> None:
         """Change the state along the table."""
@@ -79,9 +101,9 @@ class WorkerRecord:
 class Timers:
     """One pending timer a worker, kept in a heap; a timer that comes too early is simply set again.
 
-    The job's own deadline moves with every job, so the heap holds the earliest instant at which a worker may need
-    attention and not each deadline: a worker that finishes jobs faster than their budget touches the heap once a
-    budget, not once a job.
+    The job's own deadline moves with every job, so the heap holds the earliest instant at which a
+    worker may need attention and not each deadline: a worker that finishes jobs faster than their
+    budget touches the heap once a budget, not once a job.
     """
 
     __slots__ = ("_heap",)

@@ -1,18 +1,43 @@
-"""The workers that are not gone: slots, the warm spares, start-up failures and the backoff after them."""
+"""The workers that are not gone: slots, the warm spares, start-up failures and the backoff."""
 
 from robust_eval.supervision.actions import Action, AssignSlot, StartTemplate, StartWorker
 from robust_eval.supervision.policy import Policy
 from robust_eval.supervision.records import Timers, WorkerRecord
 from robust_eval.supervision.transitions import WorkerState
 
-UNREADY = (WorkerState.STARTING, WorkerState.BLANK, WorkerState.INITIALIZING)
+SERVING = (WorkerState.IDLE, WorkerState.BUSY, WorkerState.STOPPING)
+_LONG_AGO = float("-inf")
+# Dooms that were asked for say nothing about whether workers can serve.
+_WANTED = ("cancelled", "closed", "search")
+
+
+class FailureRow:
+    """Failures in a row.
+
+    A failure counts only where the start-up began after the last counted failure: eight workers
+    that fail side by side on the same broken initializer are one failure, not eight.
+    """
+
+    __slots__ = ("count", "last_at")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_at = _LONG_AGO
+
+    def add(self, started_at: float, now: float) -> bool:
+        """Count a failure of what started at `started_at`. False when it is one with the last."""
+        if started_at <= self.last_at:
+            return False
+        self.last_at = now
+        self.count += 1
+        return True
 
 
 class Roster:
     """Who is there, who is idle, and who must be started next.
 
-    A failure counts only where the start-up began after the last counted failure: eight workers that fail side by
-    side on the same broken initializer are one failure, not eight.
+    Two rows of failures end in a broken pool (rule 9): `unready`, start-ups with no worker ready in
+    between, and `unserved`, ready workers that died over a job with none begun in between.
     """
 
     def __init__(self, policy: Policy, actions: list[Action], timers: Timers) -> None:
@@ -25,29 +50,29 @@ class Roster:
         self.spares: dict[int, WorkerRecord] = {}
         self.free_slots = list(range(policy.num_workers - 1, -1, -1))
         self.template_up = False
-        self.start_failures = 0
-        self.last_failure_at = float("-inf")
-        self.last_failure: object = None
-        self.start_at = float("-inf")
+        self.template_proved = False
+        self.template_at = _LONG_AGO
+        self.unready = FailureRow()
+        self.unserved = FailureRow()
+        self.start_at = _LONG_AGO
         self.sealed = False
 
+    # -- starting
+
     def replenish(self, now: float) -> None:
-        """Fill the free slots from the spares and order what is missing, unless a backoff forbids it."""
-        if self.sealed:
+        """Fill the free slots and order what is missing, unless a backoff forbids it."""
+        if self.sealed or now < self.start_at:
             return
-        if not self.template_up:
-            if now < self.start_at:
-                return
-            self.template_up = True
-            self._actions.append(StartTemplate())
-        while self.free_slots and self.spares and now >= self.start_at:
-            self._assign(now)
         missing = len(self.free_slots) + self._policy.spares - len(self.spares)
-        if missing > 0 and now >= self.start_at:
-            for _ in range(missing):
-                self._start(now)
-            while self.free_slots:
-                self._assign(now)
+        if not self.template_up:
+            self.template_up, self.template_proved, self.template_at = True, False, now
+            self._actions.append(StartTemplate())
+        while self.free_slots and self.spares:
+            self._assign(now)
+        for _ in range(missing):
+            self._start(now)
+        while self.free_slots:
+            self._assign(now)
 
     def _start(self, now: float) -> None:
         worker = WorkerRecord(self._next_worker_id, now)
@@ -70,46 +95,79 @@ class Roster:
         worker.deadline = now + self._policy.start_timeout_s
         self._timers.arm(worker, worker.deadline)
 
+    def next_start_at(self) -> float | None:
+        """When a backoff ends, while something waits for that."""
+        if self.sealed or self.start_at == _LONG_AGO:
+            return None
+        short = len(self.spares) < self._policy.spares
+        return self.start_at if not self.template_up or self.free_slots or short else None
+
+    # -- what becomes of them
+
     def forked(self, worker: WorkerRecord) -> None:
-        """A worker without a slot exists; it may wait for its slot without end."""
+        """Note that a worker without a slot exists; it may wait for its slot without end."""
         if worker.state is WorkerState.STARTING:
             worker.move("forked")
             worker.deadline = None
 
     def ready(self, worker: WorkerRecord) -> None:
-        """A worker can take jobs: the row of start-up failures ends."""
+        """Note that a worker can take jobs: the row of start-up failures ends."""
         worker.move("ready")
         worker.deadline = None
+        worker.was_ready = self.template_proved = True
         self.idle[worker.worker_id] = worker
-        self.start_failures = 0
-        self.start_at = float("-inf")
+        self.unready.count = 0
+        self.start_at = _LONG_AGO
 
     def withdraw(self, worker: WorkerRecord) -> None:
-        """The worker takes no more jobs and no slot."""
+        """Give the worker no more jobs and no slot."""
         self.idle.pop(worker.worker_id, None)
         self.spares.pop(worker.worker_id, None)
 
     def remove(self, worker: WorkerRecord) -> None:
-        """The worker is gone: its slot is free."""
+        """Forget a worker that is gone: its slot is free."""
         self.withdraw(worker)
         worker.move("exited")
         del self.workers[worker.worker_id]
         if worker.slot is not None:
             self.free_slots.append(worker.slot)
 
-    def start_failed(self, started_at: float, now: float, detail: object) -> bool:
-        """Count a start-up failure. True when the pool is broken: too many in a row and no worker serves."""
-        self.last_failure = detail
-        if started_at >= self.last_failure_at:
-            self.last_failure_at = now
-            self.start_failures += 1
-            self.start_at = now + self._policy.backoff_s(self.start_failures)
-        broken = self.start_failures >= self._policy.max_start_failures
-        return broken and all(worker.state in UNREADY for worker in self.workers.values())
+    @property
+    def shut(self) -> bool:
+        """Whether every slot is closed by a worker that cannot be killed."""
+        stubborn = [w for w in self.workers.values() if w.state is WorkerState.STUBBORN]
+        return sum(w.slot is not None for w in stubborn) == self._policy.num_workers
 
-    def next_start_at(self) -> float | None:
-        """When a backoff ends, while something waits for that."""
-        if self.sealed or self.start_at == float("-inf"):
-            return None
-        wanted = not self.template_up or self.free_slots or len(self.spares) < self._policy.spares
-        return self.start_at if wanted else None
+    # -- failures
+
+    def template_failed(self, now: float) -> None:
+        """Count the end of a template, unless a worker of it was ready."""
+        self.template_up = False
+        if not self.template_proved and self.unready.add(self.template_at, now):
+            self._back_off(self.unready.count, now)
+
+    def worker_failed(self, worker: WorkerRecord, now: float) -> bool:
+        """Count the end of a worker that never served. False when that means nothing."""
+        cause = worker.doom.cause if worker.doom is not None else ""
+        if not worker.never_served or cause in _WANTED:
+            return False
+        serving = worker.was_ready and bool(worker.inbox)
+        if cause == "template" and not serving:
+            return False
+        if worker.was_ready and not serving:
+            self._back_off(1, now)
+            return False
+        row = self.unserved if worker.was_ready else self.unready
+        if row.add(worker.started_at, now):
+            self._back_off(row.count, now)
+        return True
+
+    @property
+    def broken(self) -> bool:
+        """Whether too many failed in a row and no worker serves."""
+        if max(self.unready.count, self.unserved.count) < self._policy.max_start_failures:
+            return False
+        return not any(worker.state in SERVING for worker in self.workers.values())
+
+    def _back_off(self, failures: int, now: float) -> None:
+        self.start_at = max(self.start_at, now + self._policy.backoff_s(failures))

@@ -3,11 +3,13 @@
 The rules of supervision that this file embodies:
 
 1. Every job settles exactly once (`JobBook.conclude` and `JobBook._never_begun` are the only ways).
-3. A job's clock starts when its worker begins it: `WorkerRecord.since` is a lower bound, the worker's stamp
-   (`JobBegun`) corrects it before a deadline is acted on.
-4. The worker's finish decides: a result that ended before the worker was doomed is the job's outcome, however late
-   it was read, and one that ended past the job's budget is a timeout even if the kill came too late.
-5. Only the first job of an inbox can have begun; what lies behind it goes back uncounted.
+3. A job's clock starts when its worker begins it: `WorkerRecord.since` is a lower bound, the
+   worker's stamp (`JobBegun`) corrects it before a deadline is acted on.
+4. The worker's finish decides: a result that ended before the worker was doomed is the job's
+   outcome, however late it was read, and one that ended past the job's budget is a timeout even if
+   the kill came too late. Timers are acted on only after `due_workers` named them to the shell.
+5. Only the first job of an inbox can have begun; what lies behind it goes back uncounted. A job
+   that had begun in a worker that was killed for another job is `lost`, not blamed.
 6. A job whose worker must die settles when `WorkerExited` says that nothing of the tree is left.
 7. Killing is state: each step has its own deadline in `WorkerRecord.deadline`.
 8. An event about a worker that is gone is dropped.
@@ -19,17 +21,19 @@ from typing import Any, ClassVar
 
 from robust_eval.errors import InternalError
 from robust_eval.supervision import events as ev
-from robust_eval.supervision.actions import Action, Finish, Outcome, SendJob, TakeBack
+from robust_eval.supervision.actions import Action, Finish, Outcome, TakeBack
+from robust_eval.supervision.dispatch import Dispatcher
 from robust_eval.supervision.jobs import JobBook, Refusal
 from robust_eval.supervision.killing import DYING, Killer
 from robust_eval.supervision.policy import Policy
 from robust_eval.supervision.records import Doom, JobRecord, Timers, WorkerRecord
-from robust_eval.supervision.roster import UNREADY, Roster
+from robust_eval.supervision.roster import Roster
 from robust_eval.supervision.transitions import WorkerState
 
-_BUSY, _STOPPING, _STUBBORN = WorkerState.BUSY, WorkerState.STOPPING, WorkerState.STUBBORN
-_START_CAUSES = ("startup", "start_timeout", "unresponsive")
-_EWMA = 0.1
+_BUSY = WorkerState.BUSY
+_STOPPING = WorkerState.STOPPING
+_STUBBORN = WorkerState.STUBBORN
+_UNREADY = (WorkerState.STARTING, WorkerState.BLANK, WorkerState.INITIALIZING)
 
 
 class Supervisor:
@@ -48,11 +52,11 @@ class Supervisor:
         self.book = JobBook(policy, self.actions)
         self.roster = Roster(policy, self.actions, self.timers)
         self.killer = Killer(policy, self.actions, self.timers, self.roster)
+        self.dispatcher = Dispatcher(policy, self.actions, self.timers, self.roster, self.book)
         self.budget_at: float | None = None
         self.closing = False
         self.finished = False
-        self._mean_s = policy.depth_target_s
-        self._refill: dict[int, WorkerRecord] = {}
+        self._looked_at = now
         self._due: list[tuple[float, int]] = []
 
     def handle(self, events: Iterable[ev.Event], now: float) -> list[Action]:
@@ -72,9 +76,7 @@ class Supervisor:
         for event in events:
             self._HANDLERS[type(event)](self, event)
         self._fire()
-        if self.book.queued:
-            self._dispatch()
-        self._refill.clear()
+        self.dispatcher.dispatch(now)
         self.roster.replenish(now)
         if self.closing and not self.finished:
             self._finish()
@@ -85,13 +87,19 @@ class Supervisor:
     def due_workers(self, now: float) -> list[int]:
         """Ids of the workers whose timers have come.
 
-        The shell reads their channels dry and their stamps before the next `handle`, which acts on the timers.
+        The shell reads their channels dry and their stamps before the next `handle`, which acts on
+        exactly these timers, judged at this `now`; later ones wait for the next call.
         """
+        self._looked_at = now
         self._due.extend(self.timers.pop_due(now))
-        return [worker_id for _, worker_id in self._due]
+        workers = self.roster.workers
+        due = {i: None for at, i in self._due if i in workers and workers[i].timer_at == at}
+        if self.budget_at is not None and now >= self.budget_at:
+            due |= {i: None for i, worker in workers.items() if worker.state is _BUSY}
+        return list(due)
 
     def next_deadline(self) -> float | None:
-        """The instant at which `handle` must be called at the latest, or None."""
+        """The instant at which `due_workers` and `handle` must be called at the latest, or None."""
         instants = (self.timers.first(), self.budget_at, self.roster.next_start_at())
         return min((at for at in instants if at is not None), default=None)
 
@@ -106,11 +114,11 @@ class Supervisor:
             if job is None or job.cancelled:
                 continue
             self.book.cancel(job)
-            worker = self.roster.workers.get(-1 if job.worker_id is None else job.worker_id)
-            if worker is None or not worker.inbox:
+            worker = None if job.worker_id is None else self.roster.workers.get(job.worker_id)
+            if worker is None or worker.state not in (_BUSY, _STOPPING):
                 continue
             if worker.inbox[0] is job:
-                self.killer.doom(worker, Doom("cancelled", "cancelled", self.now), self.now)
+                self._doom_for(worker, "cancelled", "cancelled", self.now)
             else:
                 self.actions.append(TakeBack(worker.worker_id))
 
@@ -122,126 +130,107 @@ class Supervisor:
         if not self.closing:
             self.closing = self.roster.sealed = True
             self.book.refuse(Refusal("cancelled", "closed"))
-            for worker in list(self.roster.workers.values()):
-                self.killer.doom(worker, Doom("cancelled", "closed", self.now), self.now)
+            for worker in self.roster.workers.values():
+                self._doom(worker, "cancelled", "closed")
 
     def _budget_over(self) -> None:
         self.budget_at = None
         self.book.refuse(Refusal("cancelled", "search"))
-        for worker in list(self.roster.workers.values()):
+        for worker in self.roster.workers.values():
             if worker.state is _BUSY:
-                self.killer.doom(worker, Doom("timeout", "search", self.now), self.now)
+                self._doom(worker, "timeout", "search")
 
     def _finish(self) -> None:
         if all(worker.state is _STUBBORN for worker in self.roster.workers.values()):
+            if self.book.jobs:
+                raise InternalError(f"jobs {list(self.book.jobs)} are left when all is over")
             self.finished = True
             self.actions.append(Finish())
 
-    # -- the hot path
+    # -- what workers did
 
-    def _dispatch(self) -> None:
-        """Give every idle worker a job, then fill the inboxes of those that finished short jobs."""
-        book, idle = self.book, self.roster.idle
-        while book.queued and idle:
-            worker = idle.popitem()[1]
-            worker.move("sent")
-            worker.since = self.now
-            self._send(worker, book.next())
-            self._refill.setdefault(worker.worker_id, worker)
-        depth = self.policy.depth(self._mean_s)
-        if depth == 1:
+    def _on_begun(self, event: ev.JobBegun) -> None:
+        worker = self.roster.workers.get(event.worker_id)
+        if worker is None or not worker.inbox or worker.inbox[0].job_id != event.job_id:
             return
-        for worker in self._refill.values():
-            if worker.state is not _BUSY or len(worker.inbox) > depth // 2:
-                continue
-            room = depth - len(worker.inbox)
-            if self.policy.max_tasks_per_child is not None:
-                room = min(room, self.policy.max_tasks_per_child - worker.tasks - len(worker.inbox))
-            for _ in range(min(room, book.queued)):
-                self._send(worker, book.next())
-            self._arm_busy(worker)
-
-    def _send(self, worker: WorkerRecord, job: JobRecord) -> None:
-        job.move("sent")
-        job.worker_id = worker.worker_id
-        worker.inbox.append(job)
-        self.actions.append(SendJob(worker.worker_id, job.job_id, job.attempts + 1))
-        if len(worker.inbox) == 1:
-            self._arm_busy(worker)
+        # A stamp from before `since` is that of an earlier attempt of the same job.
+        if worker.begun_job_id is None and event.at >= worker.since:
+            worker.begun_job_id = event.job_id
+            worker.since = max(worker.since, min(event.at, self.now))
+            worker.unheard_since = None
+            self.roster.unserved.count = 0
 
     def _on_result(self, event: ev.ResultReceived) -> None:
         worker = self.roster.workers.get(event.worker_id)
         if worker is None:
             return
-        if not worker.inbox or worker.inbox[0].job_id != event.job_id or worker.state is WorkerState.LEAVING:
-            self._broken(worker, f"a result for job {event.job_id}, which it was not running")
+        inbox, state = worker.inbox, worker.state
+        if not inbox or inbox[0].job_id != event.job_id or state is WorkerState.LEAVING:
+            self._doom(worker, "crash", "protocol", _unexpected(event))
             return
-        job = worker.inbox.popleft()
-        duration_s = event.ended_at - event.begun_at
-        self._mean_s += _EWMA * (duration_s - self._mean_s)
+        job = inbox.popleft()
+        self.dispatcher.finished(event.ended_at - event.begun_at)
         worker.tasks += 1
-        worker.since = event.ended_at
+        worker.begun_job_id = None
+        worker.since = worker.unheard_since = event.ended_at
+        self.roster.unserved.count = 0
         outcome = self._outcome(worker, job, event)
-        if worker.state in DYING or event.leftovers:
+        if event.leftovers or (state in DYING and outcome.cause):
             job.move("held until the tree is gone")
-            worker.held = (job, outcome)
-            if worker.state not in DYING:
-                worker.doom = None
-                self.killer.doom(worker, Doom("", "leftovers", self.now), self.now)
+            worker.held.append((job, outcome))
+            self.killer.doom(worker, Doom("", "leftovers", self.now, None, job.job_id), self.now)
             return
-        if worker.state is _STOPPING:
-            self.killer.pardon(worker)
         self.book.conclude(job, outcome)
-        self._after_job(worker, leaving=event.leaving)
+        if state is _STOPPING:
+            self.killer.pardon(worker)
+        if state not in DYING:
+            self._after_job(worker, event)
 
     def _outcome(self, worker: WorkerRecord, job: JobRecord, event: ev.ResultReceived) -> Outcome:
-        kind, cause, detail, late = event.kind, "", None, None
-        doom = worker.doom
-        if doom is not None and event.ended_at > doom.at:
+        kind, begun_at, ended_at, doom = event.kind, event.begun_at, event.ended_at, worker.doom
+        if doom is not None and ended_at > doom.at and doom.strikes(job):
             kind, cause, detail = doom.kind, doom.cause, doom.detail
-            late = event.payload if event.kind is None else None
-        elif job.timeout_s is not None and event.ended_at - event.begun_at > job.timeout_s:
-            kind, cause = "timeout", "job_timeout"
-            late = event.payload if event.kind is None else None
-        payload = event.payload if kind == event.kind else None
-        return Outcome(kind, cause, payload, late, detail, None, 0, event.begun_at, event.ended_at)
-
-    def _after_job(self, worker: WorkerRecord, *, leaving: bool) -> None:
-        limit = self.policy.max_tasks_per_child
-        if leaving or (limit is not None and worker.tasks >= limit):
-            self.killer.let_leave(worker, self.now)
-        elif worker.inbox:
-            if worker.inbox[0].cancelled:
-                self.killer.doom(worker, Doom("cancelled", "cancelled", self.now), self.now)
-            else:
-                self._refill[worker.worker_id] = worker
-                self._arm_busy(worker)
+        elif job.timeout_s is not None and ended_at - begun_at > job.timeout_s:
+            kind, cause, detail = "timeout", "job_timeout", None
         else:
-            worker.move("emptied")
-            self.roster.idle[worker.worker_id] = worker
+            return Outcome(kind, "", event.payload, None, None, None, 0, begun_at, ended_at)
+        late = event.payload if event.kind is None else None
+        return Outcome(kind, cause, None, late, detail, None, 0, begun_at, ended_at)
 
-    def _on_begun(self, event: ev.JobBegun) -> None:
-        worker = self.roster.workers.get(event.worker_id)
-        if worker is not None and worker.inbox and worker.inbox[0].job_id == event.job_id:
-            if worker.begun_job_id != event.job_id:
-                worker.begun_job_id = event.job_id
-                worker.since = max(worker.since, min(event.at, self.now))
+    def _after_job(self, worker: WorkerRecord, event: ev.ResultReceived) -> None:
+        limit = self.policy.max_tasks_per_child
+        if event.leaving or (limit is not None and worker.tasks >= limit):
+            self.killer.let_leave(worker, self.now)
+        elif not worker.inbox:
+            self._idle(worker)
+            worker.unheard_since = None
+        elif worker.inbox[0].cancelled:
+            self._doom_for(worker, "cancelled", "cancelled", self.now)
+        elif self.book.refusing:
+            self._doom(worker, "timeout", "search")
+        else:
+            self.dispatcher.go_on(worker)
 
     def _on_returned(self, event: ev.JobsReturned) -> None:
         worker = self.roster.workers.get(event.worker_id)
-        returned = set(event.job_ids)
-        if worker is None or not returned:
+        if worker is None or worker.state is _STUBBORN:
             return
+        returned = set(event.job_ids)
         jobs = [job for job in worker.inbox if job.job_id in returned]
-        if len(jobs) != len(returned):
-            msg = f"worker {worker.worker_id} returned jobs {event.job_ids} that it does not hold"
-            raise InternalError(msg)
+        if len(jobs) != len(event.job_ids):
+            raise InternalError(f"worker {worker.worker_id} returned jobs {event.job_ids} that it does not hold")
         for job in jobs:
             worker.inbox.remove(job)
         self.book.give_back(jobs)
-        if worker.state is _BUSY and not worker.inbox:
-            worker.move("emptied")
-            self.roster.idle[worker.worker_id] = worker
+        if jobs and not worker.inbox:
+            if worker.state is _STOPPING:
+                self.killer.pardon(worker)
+            if worker.state is _BUSY:
+                self._idle(worker)
+
+    def _idle(self, worker: WorkerRecord) -> None:
+        worker.move("emptied")
+        self.roster.idle[worker.worker_id] = worker
 
     # -- workers
 
@@ -257,70 +246,92 @@ class Supervisor:
 
     def _on_start_failed(self, event: ev.StartFailed) -> None:
         worker = self.roster.workers.get(event.worker_id)
-        if worker is not None and worker.state in UNREADY:
-            self.killer.doom(worker, Doom("startup", "startup", self.now, event.detail), self.now)
+        if worker is not None and worker.state in _UNREADY:
+            self._doom(worker, "startup", "startup", event.detail)
 
     def _on_memory(self, event: ev.MemoryExceeded) -> None:
         worker = self.roster.workers.get(event.worker_id)
         if worker is not None and worker.inbox and worker.inbox[0].job_id == event.job_id:
-            self.killer.doom(worker, Doom("memory", "memory_limit", self.now, event.detail), self.now)
+            self._doom_for(worker, "memory", "memory_limit", self.now, event.detail)
 
     def _on_channel_broken(self, event: ev.ChannelBroken) -> None:
         worker = self.roster.workers.get(event.worker_id)
         if worker is not None:
-            self._broken(worker, event.detail)
-
-    def _broken(self, worker: WorkerRecord, detail: object) -> None:
-        self.killer.doom(worker, Doom("crash", "protocol", self.now, detail), self.now)
+            self._doom(worker, "crash", "protocol", event.detail)
 
     def _on_template_exited(self, event: ev.TemplateExited) -> None:
-        self.roster.template_up = False
-        if not event.was_ready:
-            self._start_failed(self.now, event.detail)
-        for worker in list(self.roster.workers.values()):
-            self.killer.doom(worker, Doom("lost", "template", self.now, event.detail), self.now)
+        self.roster.template_failed(self.now)
+        self._refuse_if_broken(event.detail)
+        for worker in self.roster.workers.values():
+            self._doom(worker, "lost", "template", event.detail)
 
     def _on_exited(self, event: ev.WorkerExited) -> None:
         worker = self.roster.workers.get(event.worker_id)
         if worker is None:
             return
-        state, doom = worker.state, worker.doom
+        known_stubborn = worker.state is _STUBBORN
         self.roster.remove(worker)
-        self._release(worker, event.detail)
-        if state in UNREADY or (doom is not None and doom.cause in _START_CAUSES):
-            detail = doom.detail if doom is not None and doom.detail is not None else event.detail
-            self._start_failed(worker.started_at, detail)
+        if known_stubborn:
+            self._weigh_slots()
+        else:
+            self._part(worker, event.detail)
 
-    def _release(self, worker: WorkerRecord, detail: object) -> None:
-        """Settle, retry or give back every job of a worker that is gone or will never be."""
-        waiting = list(worker.inbox)
+    def _doom(self, worker: WorkerRecord, kind: str, cause: str, detail: object = None) -> None:
+        """Doom the worker for a reason that is no single job's."""
+        self.killer.doom(worker, Doom(kind, cause, self.now, detail), self.now)
+
+    def _doom_for(self, worker: WorkerRecord, kind: str, cause: str, at: float, detail: object = None) -> None:
+        """Doom the worker for what the job at the head of its inbox did."""
+        doom = Doom(kind, cause, at, detail, worker.inbox[0].job_id)
+        self.killer.doom(worker, doom, self.now)
+
+    def _part(self, worker: WorkerRecord, exit_detail: object) -> None:
+        """Take leave of a worker that is gone or will never be."""
+        meant_something = self.roster.worker_failed(worker, self.now)
+        self._release(worker, exit_detail)
+        if meant_something:
+            doom = worker.doom
+            told = doom.detail if doom is not None and doom.detail is not None else exit_detail
+            self._refuse_if_broken(told)
+        self._weigh_slots()
+
+    def _weigh_slots(self) -> None:
+        """Nothing may wait for a slot while each is closed by a worker that cannot be killed."""
+        self.book.allow("stubborn")
+        if self.roster.shut:
+            self.book.refuse(Refusal("startup", "stubborn"))
+
+    def _release(self, worker: WorkerRecord, exit_detail: object) -> None:
+        """Settle, retry or give back every job of the worker."""
+        over, waiting = worker.held[:], list(worker.inbox)
+        worker.held.clear()
         worker.inbox.clear()
-        if worker.held is not None:
-            job, outcome = worker.held
-            worker.held = None
-            outcome.unkilled = worker.state is _STUBBORN
-            outcome.exit = detail
-            self.book.conclude(job, outcome)
-        elif waiting and worker.begun_job_id == waiting[0].job_id:
+        if waiting and worker.begun_job_id == waiting[0].job_id:
             job = waiting.pop(0)
             doom = worker.doom or Doom("crash", "exit", self.now)
-            outcome = Outcome(doom.kind, doom.cause, None, None, doom.detail, detail, 0, worker.since, self.now)
+            if not doom.strikes(job):
+                doom = Doom("lost", "worker", self.now)
+            ended = Outcome(doom.kind, doom.cause, None, None, doom.detail)
+            ended.begun_at, ended.ended_at = worker.since, self.now
+            over.append((job, ended))
+        worker.begun_job_id = None
+        for job, outcome in over:
             outcome.unkilled = worker.state is _STUBBORN
+            outcome.exit = exit_detail
             self.book.conclude(job, outcome)
         self.book.give_back(waiting)
 
-    def _start_failed(self, started_at: float, detail: object) -> None:
-        if self.roster.start_failed(started_at, self.now, detail) and not self.roster.sealed:
+    def _refuse_if_broken(self, detail: object) -> None:
+        if self.roster.broken and not self.roster.sealed:
             self.roster.sealed = True
             self.book.refuse(Refusal("startup", "startup", detail))
 
     # -- timers
 
     def _fire(self) -> None:
-        """Act on every timer that has come."""
-        if self.budget_at is not None and self.now >= self.budget_at:
+        """Act on the timers that the shell was told of."""
+        if self.budget_at is not None and self._looked_at >= self.budget_at:
             self._budget_over()
-        self._due.extend(self.timers.pop_due(self.now))
         if self._due:
             due, self._due = self._due, []
             for at, worker_id in due:
@@ -331,45 +342,29 @@ class Supervisor:
 
     def _on_timer(self, worker: WorkerRecord) -> None:
         if worker.state is _BUSY:
-            self._on_busy_timer(worker)
+            self._on_busy_timer(worker, self._looked_at)
         elif worker.deadline is None:
             return
-        elif self.now < worker.deadline:
+        elif self._looked_at < worker.deadline:
             self.timers.arm(worker, worker.deadline)
         else:
             self.killer.on_deadline(worker, self.now)
             if worker.state is _STUBBORN:
-                self._release(worker, None)
+                self._part(worker, None)
 
-    def _on_busy_timer(self, worker: WorkerRecord) -> None:
-        """Look at a worker that runs a job: is the job over its budget, does it hold others up, has it begun?"""
-        job = worker.inbox[0]
-        ran_s = self.now - worker.since
-        if worker.begun_job_id == job.job_id:
-            if job.timeout_s is not None and self.now >= worker.since + job.timeout_s:
-                self.killer.doom(worker, Doom("timeout", "job_timeout", worker.since + job.timeout_s), self.now)
+    def _on_busy_timer(self, worker: WorkerRecord, looked_at: float) -> None:
+        """Look at the job at the head: over its budget, holding others up, not even begun?"""
+        job, since, unheard_since = worker.inbox[0], worker.since, worker.unheard_since
+        if unheard_since is not None:
+            if looked_at >= unheard_since + self.policy.start_timeout_s:
+                self._doom(worker, "lost", "unresponsive")
                 return
-        elif ran_s >= self.policy.start_timeout_s:
-            self.killer.doom(worker, Doom("lost", "unresponsive", self.now), self.now)
+        elif job.timeout_s is not None and looked_at >= since + job.timeout_s:
+            self._doom_for(worker, "timeout", "job_timeout", since + job.timeout_s)
             return
-        if len(worker.inbox) > 1 and ran_s >= self.policy.hold_up_s:
+        if len(worker.inbox) > 1 and looked_at >= since + self.policy.hold_up_s:
             self.actions.append(TakeBack(worker.worker_id))
-        self._arm_busy(worker)
-
-    def _arm_busy(self, worker: WorkerRecord) -> None:
-        """Arm the timer for the first thing that can go wrong with the running job."""
-        job, since, now = worker.inbox[0], worker.since, self.now
-        due = []
-        if worker.begun_job_id != job.job_id:
-            due.append(since + self.policy.start_timeout_s)
-        if job.timeout_s is not None:
-            at = since + job.timeout_s
-            due.append(at if at > now else now + job.timeout_s)
-        if len(worker.inbox) > 1:
-            at = since + self.policy.hold_up_s
-            due.append(at if at > now else now + self.policy.hold_up_s)
-        if due:
-            self.timers.arm(worker, min(due))
+        self.dispatcher.watch(worker, looked_at)
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         ev.JobsSubmitted: _on_submitted,
@@ -387,3 +382,7 @@ class Supervisor:
         ev.ChannelBroken: _on_channel_broken,
         ev.WorkerExited: _on_exited,
     }
+
+
+def _unexpected(event: ev.ResultReceived) -> str:
+    return f"a result for job {event.job_id}, which it was not running"

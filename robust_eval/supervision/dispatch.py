@@ -1,0 +1,103 @@
+"""Who runs what next: a job for each idle worker, more for those that finish fast (rule 5).
+
+Several short jobs lie in one inbox so that a worker need not wait for the supervisor between them;
+how many follows from the mean duration. What is held up by a longer job is taken back.
+"""
+
+from robust_eval.supervision.actions import Action, SendJob
+from robust_eval.supervision.jobs import JobBook
+from robust_eval.supervision.policy import Policy
+from robust_eval.supervision.records import Timers, WorkerRecord
+from robust_eval.supervision.roster import Roster
+from robust_eval.supervision.transitions import WorkerState
+
+_BUSY = WorkerState.BUSY
+_EWMA = 0.1
+_NEVER = float("inf")
+
+
+class Dispatcher:
+    """Fills the inboxes of workers and watches over the job at the head of each."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        actions: list[Action],
+        timers: Timers,
+        roster: Roster,
+        book: JobBook,
+    ) -> None:
+        self._policy = policy
+        self._actions = actions
+        self._timers = timers
+        self._roster = roster
+        self._book = book
+        self._refill: dict[int, WorkerRecord] = {}
+        self.mean_s = policy.depth_target_s
+
+    def finished(self, duration_s: float) -> None:
+        """Remember how long a job took."""
+        self.mean_s += _EWMA * (duration_s - self.mean_s)
+
+    def go_on(self, worker: WorkerRecord) -> None:
+        """Let the worker run the next job of its inbox."""
+        self._refill[worker.worker_id] = worker
+        self.watch(worker)
+
+    def dispatch(self, now: float) -> None:
+        """Give every idle worker a job, then fill the inboxes of those that finished short jobs."""
+        book, idle = self._book, self._roster.idle
+        if book.queued:
+            depth = self._policy.depth(self.mean_s)
+            while book.queued and idle:
+                worker = idle.popitem()[1]
+                worker.move("sent")
+                worker.since = now
+                if worker.unheard_since is None:
+                    worker.unheard_since = now
+                self._send(worker)
+                self._refill[worker.worker_id] = worker
+                self.watch(worker)
+            if depth > 1 and book.queued:
+                self._fill(depth)
+        self._refill.clear()
+
+    def _fill(self, depth: int) -> None:
+        """Top up the inboxes that are at most half full."""
+        most_tasks = self._policy.max_tasks_per_child
+        for worker in self._refill.values():
+            held = len(worker.inbox)
+            if worker.state is not _BUSY or held > depth // 2:
+                continue
+            room = min(depth - held, self._book.queued)
+            if most_tasks is not None:
+                room = min(room, most_tasks - worker.tasks - held)
+            for _ in range(room):
+                self._send(worker)
+            self.watch(worker)
+
+    def _send(self, worker: WorkerRecord) -> None:
+        job = self._book.next()
+        job.move("sent")
+        job.worker_id = worker.worker_id
+        worker.inbox.append(job)
+        self._actions.append(SendJob(worker.worker_id, job.job_id, job.attempts + 1))
+
+    def watch(self, worker: WorkerRecord, looked_at: float = -_NEVER) -> None:
+        """Arm the timer for the first thing that can go wrong with the job at the head.
+
+        An instant that is past asks for a look at the stamp at once, since the begin may be later
+        than `since`. After that look, at `looked_at`, the same waits begin anew from there.
+        """
+        job, since = worker.inbox[0], worker.since
+        due = _NEVER
+        if worker.unheard_since is not None:
+            due = worker.unheard_since + self._policy.start_timeout_s
+        if job.timeout_s is not None:
+            at = since + job.timeout_s
+            due = min(due, at if at > looked_at else looked_at + job.timeout_s)
+        if len(worker.inbox) > 1:
+            at = since + self._policy.hold_up_s
+            due = min(due, at if at > looked_at else looked_at + self._policy.hold_up_s)
+        if due < _NEVER:
+            self._timers.arm(worker, due)
