@@ -1,1 +1,135 @@
-"""Evaluate a black-box function over thousands of configurations and never be taken down by it."""
+"""Evaluate a black-box function over thousands of configurations and never be taken down by it.
+
+Everything public is here; a name is imported when it is first used, so that `import robust_eval` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robust_eval.callbacks import (
+        Callback,
+        LoggerCallback,
+        ProfilingCallback,
+        SearchEarlyStopping,
+        TqdmCallback,
+    )
+    from robust_eval.decorators import profile, queued
+    from robust_eval.errors import (
+        EvaluatorClosed,
+        InternalError,
+        InvalidArgument,
+        InvalidArgumentType,
+        InvalidOutput,
+        JobCancelled,
+        JobCrashed,
+        JobFailed,
+        JobInvalid,
+        JobLost,
+        JobMemoryExceeded,
+        JobRaised,
+        JobStartupFailed,
+        JobStop,
+        JobTimeout,
+        JobUnpicklable,
+        RobustEvalError,
+        SearchStopped,
+        UnsupportedLimit,
+    )
+    from robust_eval.evaluators.base import Evaluator
+    from robust_eval.evaluators.process import ProcessPoolEvaluator
+    from robust_eval.evaluators.registry import EVALUATORS
+    from robust_eval.evaluators.serial import SerialEvaluator
+    from robust_eval.evaluators.thread import ThreadPoolEvaluator
+    from robust_eval.failure import Failure
+    from robust_eval.job import Job, JobStatus, RunningJob
+    from robust_eval.storage import MemoryStorage, Storage
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "callbacks": ("Callback", "LoggerCallback", "ProfilingCallback", "SearchEarlyStopping", "TqdmCallback"),
+    "decorators": ("profile", "queued"),
+    "errors": (
+        "EvaluatorClosed",
+        "InternalError",
+        "InvalidArgument",
+        "InvalidArgumentType",
+        "InvalidOutput",
+        "JobCancelled",
+        "JobCrashed",
+        "JobFailed",
+        "JobInvalid",
+        "JobLost",
+        "JobMemoryExceeded",
+        "JobRaised",
+        "JobStartupFailed",
+        "JobStop",
+        "JobTimeout",
+        "JobUnpicklable",
+        "RobustEvalError",
+        "SearchStopped",
+        "UnsupportedLimit",
+    ),
+    "evaluators.base": ("Evaluator",),
+    "evaluators.process": ("ProcessPoolEvaluator",),
+    "evaluators.registry": ("EVALUATORS",),
+    "evaluators.serial": ("SerialEvaluator",),
+    "evaluators.thread": ("ThreadPoolEvaluator",),
+    "failure": ("Failure",),
+    "job": ("Job", "JobStatus", "RunningJob"),
+    "storage": ("MemoryStorage", "Storage"),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "EVALUATORS",
+    "Callback",
+    "Evaluator",
+    "EvaluatorClosed",
+    "Failure",
+    "InternalError",
+    "InvalidArgument",
+    "InvalidArgumentType",
+    "InvalidOutput",
+    "Job",
+    "JobCancelled",
+    "JobCrashed",
+    "JobFailed",
+    "JobInvalid",
+    "JobLost",
+    "JobMemoryExceeded",
+    "JobRaised",
+    "JobStartupFailed",
+    "JobStatus",
+    "JobStop",
+    "JobTimeout",
+    "JobUnpicklable",
+    "LoggerCallback",
+    "MemoryStorage",
+    "ProcessPoolEvaluator",
+    "ProfilingCallback",
+    "RobustEvalError",
+    "RunningJob",
+    "SearchEarlyStopping",
+    "SearchStopped",
+    "SerialEvaluator",
+    "Storage",
+    "ThreadPoolEvaluator",
+    "TqdmCallback",
+    "UnsupportedLimit",
+    "profile",
+    "queued",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        msg = f"module 'robust_eval' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(f"robust_eval.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

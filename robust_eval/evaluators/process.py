@@ -1,0 +1,205 @@
+"""`method="process"`: jobs run in supervised processes that a limit really kills."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
+from robust_eval.evaluators.base import Evaluator
+from robust_eval.evaluators.settlement import Settling
+from robust_eval.failure import Failure
+from robust_eval.limits import parse_count, parse_memory, parse_seconds
+from robust_eval.processes.evaluation import Evaluation
+from robust_eval.processes.parcel import pack
+from robust_eval.processes.pool import Pool, PoolSettings, Submission
+from robust_eval.processes.worker import Bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from robust_eval.evaluators.base import OnError
+    from robust_eval.job import Job
+    from robust_eval.storage.base import Storage
+
+_START_METHODS = ("fork", "spawn")
+_PER_JOB = ("job_timeout", "memory_limit")
+
+
+class ProcessPoolEvaluator(Evaluator):
+    """Evaluates configurations in a pool of supervised worker processes.
+
+    Whatever the run function does - hang, also in C; crash; exhaust memory; leave processes behind - costs its own job
+    alone: the job gets `FAIL_RETURN_VALUE` and a `failure` that says why, its worker is replaced, and nothing of its
+    process tree is left when it settles.
+
+    Args:
+        run_function: called with a `RunningJob`; a function, lambda, partial, bound method or `async def`.
+        num_workers: how many jobs run at once.
+        callbacks: objects with any of the methods of `Callback`.
+        run_function_kwargs: keyword arguments of every call.
+        storage: where jobs are recorded; a `MemoryStorage` by default.
+        search_id: an existing search of the storage, or None for a new one.
+        job_timeout: seconds that a job may run, counted from its begin in the worker; None for no limit.
+        memory_limit: what a job's process tree may take: bytes, `"2GiB"`, a share of this machine's (or container's)
+            memory such as `0.5`, `"auto"` for that memory shared by the workers, or None for no limit.
+        grace_period: seconds between the polite stop of a job that is over its time (`JobStop` is raised in the run
+            function) and the kill; 0 for none.
+        max_retries: further attempts for a job that failed.
+        retry_on: the failure kinds that are tried again; those that may pass by themselves by default.
+        on_error: `"return"` failed jobs like others, or `"raise"` the first failure in `gather`.
+        initializer: called once in each worker before its first job.
+        initargs: its arguments.
+        max_tasks_per_child: jobs that a worker runs before it is replaced; 1 is a fresh process for each job.
+        max_start_failures: start-ups that may fail in a row before all waiting jobs fail as `startup`.
+        preload: modules to import once, before any worker is forked.
+        worker_env: environment variables of the workers: one mapping, or one for each worker.
+        start_method: `"fork"` from a clean template process (default), or `"spawn"`, a fresh interpreter each.
+        worker_seed: seeds `random` and numpy in worker number i with `worker_seed + i`; by default each worker is
+            seeded from the system.
+        start_timeout: seconds that a worker may take to start, imports and initializer included.
+        kill_timeout: seconds after SIGKILL until a process is given up and its job settles with `unkilled_pids`.
+
+    Raises:
+        InvalidArgument: a value is not allowed. Also a `ValueError`.
+        RobustEvalError: on Windows, or where the run function cannot be pickled.
+    """
+
+    def __init__(  # noqa: PLR0913 - each has a user who would miss it
+        self,
+        run_function: Callable[..., Any],
+        num_workers: int = 1,
+        callbacks: Iterable[Any] | None = None,
+        run_function_kwargs: Mapping[str, Any] | None = None,
+        storage: Storage | None = None,
+        search_id: str | None = None,
+        *,
+        job_timeout: float | None = None,
+        memory_limit: float | str | None = None,
+        grace_period: float = 0.0,
+        max_retries: int = 0,
+        retry_on: Iterable[str] | None = None,
+        on_error: OnError = "return",
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        max_tasks_per_child: int | None = None,
+        max_start_failures: int = 3,
+        preload: Iterable[str] = (),
+        worker_env: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
+        start_method: str = "fork",
+        worker_seed: int | None = None,
+        start_timeout: float = 60.0,
+        kill_timeout: float = 10.0,
+    ) -> None:
+        if sys.platform == "win32":
+            msg = 'method="process" needs Linux or macOS: it kills process trees. On Windows use method="thread".'
+            raise RobustEvalError(msg)
+        super().__init__(
+            run_function,
+            num_workers,
+            callbacks,
+            run_function_kwargs,
+            storage,
+            search_id,
+            on_error=on_error,
+            max_retries=max_retries,
+            retry_on=retry_on,
+        )
+        self._job_timeout = parse_seconds("job_timeout", job_timeout)
+        self._memory_limit = parse_memory(memory_limit, num_workers=self.num_workers)
+        if start_method not in _START_METHODS:
+            msg = f"start_method={bounded_repr(start_method)} is unknown. Choose one of {_START_METHODS}."
+            raise InvalidArgument(msg)
+        policy = {
+            "num_workers": self.num_workers,
+            "max_retries": self._retries.limit,
+            "retry_on": sorted(self._retries.kinds),
+            "grace_s": parse_seconds("grace_period", grace_period, allow_zero=True) or 0.0,
+            "kill_timeout_s": parse_seconds("kill_timeout", kill_timeout),
+            "start_timeout_s": parse_seconds("start_timeout", start_timeout),
+            "max_tasks_per_child": None
+            if max_tasks_per_child is None
+            else parse_count("max_tasks_per_child", max_tasks_per_child),
+            "max_start_failures": parse_count("max_start_failures", max_start_failures),
+        }
+        settings = PoolSettings(
+            policy=policy,
+            python=self.PYTHON_EXE,
+            start_method=start_method,
+            preload=tuple(preload),
+            worker_env=_environments(worker_env),
+            worker_seed=worker_seed,
+        )
+        bundle = Bundle(Evaluation(run_function, self.run_function_kwargs), initializer, tuple(initargs))
+        self._settling = Settling(self._arrivals, settings.policy)
+        self._next_number = 0
+        try:
+            self._pool = Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
+        except RobustEvalError:
+            raise
+        except Exception as error:
+            msg = (
+                f"run_function={bounded_repr(run_function)} (or initializer, initargs, run_function_kwargs) cannot be "
+                f"pickled: {error}. Make what it refers to inside of it, or in the initializer."
+            )
+            raise InvalidArgumentType(msg) from error
+        self._on_drop(self._pool.close)
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        super()._check_options({name: value for name, value in options.items() if name not in _PER_JOB})
+        for name, value in options.items():
+            if not callable(value):
+                self._limit(name, value)
+
+    def _limit(self, name: str, value: Any) -> Any:
+        if name == "job_timeout":
+            return parse_seconds("job_timeout", value)
+        return parse_memory(value, num_workers=self.num_workers)
+
+    def _limits_of(self, job: Job, options: Mapping[str, Any]) -> tuple[float | None, int | None]:
+        limits = {"job_timeout": self._job_timeout, "memory_limit": self._memory_limit}
+        for name, value in options.items():
+            limits[name] = self._limit(name, value(job.config) if callable(value) else value)
+        return limits["job_timeout"], limits["memory_limit"]  # type: ignore[return-value]
+
+    def _begin(self, jobs: list[Job], **options: Any) -> None:
+        limits = [self._limits_of(job, options) for job in jobs] if options else None
+        default = (self._job_timeout, self._memory_limit)
+        submissions = []
+        for index, job in enumerate(jobs):
+            number, self._next_number = self._next_number, self._next_number + 1
+            timeout_s, memory_limit = default if limits is None else limits[index]
+            try:
+                parcel = pack((job.id, job.config, job.run_kwargs, self._stopper))
+            except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
+                message = f"the configuration of job {job.id} cannot be pickled: {error}"
+                failure = Failure("unpicklable", message, attempts=0, exception_type=type(error).__qualname__)
+                self._settling.refuse(number, job, failure)
+            else:
+                self._settling.expect(number, job)
+                submissions.append(Submission(number, parcel, timeout_s, memory_limit))
+        if submissions:
+            self._pool.submit(submissions)
+
+    def _settle(self, item: Any) -> Job:
+        return self._settling.settle(item)
+
+    def _budget_changed(self) -> None:
+        self._pool.set_budget(self._seconds_left())
+
+    def _shutdown(self) -> None:
+        self._pool.close()
+
+
+def _environments(worker_env: Any) -> list[dict[str, str]]:
+    """One mapping for all, or one for each worker, as a list of plain dicts."""
+    given = [] if worker_env is None else [worker_env] if hasattr(worker_env, "items") else list(worker_env)
+    for environment in given:
+        for name, value in environment.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                msg = f"worker_env holds {name!r}: {value!r}. Names and values are strings."
+                raise InvalidArgumentType(msg)
+    return [dict(environment) for environment in given]
+
+
+ProcessPoolEvaluator._native_execute = Evaluator.execute  # noqa: SLF001 - the class has no execute of its own

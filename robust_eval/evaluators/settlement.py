@@ -1,0 +1,199 @@
+"""From what a pool delivers to settled jobs, in the thread that gathers.
+
+Nothing here may raise: what a worker returned has been unpickled once in the worker, and what all the same does not
+unpickle here costs its own job alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from robust_eval.failure import Failure, FailureKind
+from robust_eval.processes.blame import rebuilt
+from robust_eval.processes.parcel import Parcel, discard, open_parcel, unpack
+from robust_eval.processes.pool import Done, Failed, Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from robust_eval.evaluators.arrivals import Arrivals
+    from robust_eval.job import Job
+
+_OWN_FRAME = "robust_eval/processes/"
+_GIB = 2**30
+
+
+class Settling:
+    """The jobs that a pool has, by the numbers that it knows them by.
+
+    Args:
+        arrivals: where jobs go that never reach the pool.
+        policy: the pool's, for the messages of failures.
+    """
+
+    def __init__(self, arrivals: Arrivals, policy: Mapping[str, Any]) -> None:
+        self._arrivals = arrivals
+        self._policy = policy
+        self._jobs: dict[int, Job] = {}
+
+    def expect(self, number: int, job: Job) -> None:
+        """The pool gets this job."""
+        self._jobs[number] = job
+
+    def refuse(self, number: int, job: Job, failure: Failure) -> None:
+        """The pool does not get this job: it failed here."""
+        self._jobs[number] = job
+        self._arrivals.put((number, failure))
+
+    def record(self, number: int, value: bytes) -> None:
+        """An intermediate value came, while the job runs. Called from the pool's thread."""
+        job = self._jobs.get(number)
+        if job is not None:
+            try:
+                budget, objective = unpack(value)
+            except Exception:  # noqa: BLE001 - the user's own objects
+                return
+            job.recorded.append((budget, objective))
+
+    def settle(self, item: Settled | tuple[int, Failure]) -> Job:
+        """The settled job. Asked again for one item, it gives the same job unchanged."""
+        job = self._jobs[item[0]]
+        if isinstance(item, Done):
+            self._on_done(job, item)
+        elif isinstance(item, Failed):
+            job.fail(failure_of(item, self._policy))
+            _measure(job, item.info.get("duration"), item.info.get("peak_memory"), item.info["attempts"])
+        else:
+            job.fail(item[1])
+        return job
+
+    @staticmethod
+    def _on_done(job: Job, done: Done) -> None:
+        if job.failure is not None or job.objective is not None:
+            return
+        duration = done.ended_at - done.begun_at
+        try:
+            objective, metadata, observations = unpack(open_parcel(done.parcel))
+            job.set_outcome(objective, metadata, observations)
+        except Exception as error:  # noqa: BLE001 - the user's __setstate__
+            message = f"the result cannot be unpickled in the driver: {type(error).__qualname__}: {error}"
+            job.fail(Failure("unpicklable", message, done.attempts, duration, done.peak_memory))
+        _measure(job, duration, done.peak_memory, done.attempts)
+
+
+def _measure(job: Job, duration: float | None, peak_memory: int | None, attempts: int) -> None:
+    job.metadata.update(duration=duration, peak_memory=peak_memory, attempts=attempts)
+
+
+def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
+    """What happened, in the words of the user."""
+    info = failed.info
+    blamed = _fields(failed.blamed)
+    kind: FailureKind = info["kind"]
+    return Failure(
+        kind=kind,
+        message=_message(kind, info, blamed, policy),
+        attempts=info["attempts"],
+        duration=info.get("duration"),
+        peak_memory=info.get("peak_memory") or None,
+        memory_limit=info["memory_limit"],
+        acted=_acted(kind, info, blamed),
+        stack=_without_our_frames(info.get("stack")),
+        stack_missing=_stack_missing(kind, info),
+        traceback=blamed.get("traceback"),
+        exception_type=blamed.get("exception_type"),
+        exception=rebuilt(blamed.get("exception")),
+        signal=info.get("signal") if kind == "crash" or info.get("oom_killed") else None,
+        exit_code=info.get("exit_code") if kind == "crash" else None,
+        output_tail=info.get("output_tail", ""),
+        unkilled_pids=tuple(info["unkilled_pids"]),
+        late_result=_late(failed.late),
+        lost=info["cause"] if kind == "lost" else None,
+        value_repr=blamed.get("value_repr"),
+    )
+
+
+def _fields(blamed: Parcel | None) -> dict[str, Any]:
+    if blamed is None:
+        return {}
+    try:
+        fields = unpack(open_parcel(blamed))
+    except Exception:  # noqa: BLE001 - what a worker sent is never trusted
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _late(late: Parcel | None) -> Any:
+    if late is None:
+        return None
+    try:
+        objective, _, _ = unpack(open_parcel(late))
+    except Exception:  # noqa: BLE001 - the user's own objects
+        return None
+    return objective
+
+
+def _acted(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any]) -> str | None:
+    if kind != "memory":
+        return None
+    return str(blamed.get("acted") or ("oom_killer" if info.get("oom_killed") else "memory_limit"))
+
+
+def _stack_missing(kind: str, info: Mapping[str, Any]) -> str | None:
+    if kind != "timeout" or info.get("stack"):
+        return None
+    return str(info.get("stack_missing") or "the job ended by itself within its grace period")
+
+
+def _without_our_frames(stack: str | None) -> str | None:
+    """The stack without the frames at its bottom that called the run function."""
+    if stack is None:
+        return None
+    lines = stack.splitlines()
+    return "\n".join(line for line in lines if _OWN_FRAME not in line and "_BOOT" not in line)
+
+
+def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
+    """One sentence for the user."""
+    words = _WORDS.get((kind, info["cause"])) or _WORDS.get((kind, "")) or blamed.get("message")
+    detail = str(info.get("detail") or "")
+    if kind == "memory" and not blamed:
+        return _about_memory(info)
+    if kind == "crash":
+        return _about_crash(info, detail)
+    if kind == "startup":
+        return f"no worker could be started, {policy['max_start_failures']} times in a row: {detail}".rstrip(": ")
+    if kind == "timeout" and info.get("duration") is not None:
+        return f"{words} (it ran {info['duration']:.3f} s)"
+    if kind == "lost":
+        return f"{words}: {detail}" if detail else str(words)
+    return str(words)
+
+
+_WORDS = {
+    ("timeout", ""): "the job did not finish within its job_timeout",
+    ("timeout", "search"): "the budget of the search (set_timeout) ran out while the job ran",
+    ("cancelled", ""): "the job was cancelled",
+    ("cancelled", "closed"): "the evaluator was closed before the job had finished",
+    ("cancelled", "search"): "the budget of the search (set_timeout) ran out before the job began",
+    ("lost", "supervisor"): "the supervisor process died while the job ran",
+    ("lost", "template"): "the template process died, and with it the workers that it had forked",
+    ("lost", "unresponsive"): "the worker did not begin the job",
+}
+
+
+def _about_memory(info: Mapping[str, Any]) -> str:
+    peak = info.get("peak_memory") or 0
+    if info.get("oom_killed"):
+        return f"the kernel's OOM killer ended the worker (peak seen: {peak / _GIB:.2f} GiB)"
+    return f"the job's process tree took {peak / _GIB:.2f} GiB, over its memory_limit of {info['memory_limit'] / _GIB:.2f} GiB"
+
+
+def _about_crash(info: Mapping[str, Any], detail: str) -> str:
+    if info["cause"] == "protocol":
+        return f"the worker's channel carried something that is not of the protocol: {detail}"
+    if info.get("channel_lost"):
+        return "the job closed or replaced the descriptors of its worker's channel, so no result could be sent"
+    if info.get("signal"):
+        return f"the worker process was ended by {info['signal']} while the job ran"
+    return f"the worker process ended with exit code {info.get('exit_code')} while the job ran"

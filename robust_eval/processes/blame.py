@@ -1,0 +1,103 @@
+"""An exception of the user's code as the plain fields of a failure.
+
+The exception is the user's object: its `__str__` and `__reduce__` may raise or say a million lines. Whatever it does
+happens in the worker, under the job's own clock, and what leaves the worker is bounded text.
+"""
+
+import pickle
+import traceback
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from robust_eval.errors import InvalidOutput, JobStop
+from robust_eval.processes.parcel import open_parcel, pack, unpack
+
+_MOST_FRAMES = 100
+_MOST_CHARS = 1 << 16
+_MOST_EXCEPTION_BYTES = 1 << 18
+
+
+class Unpicklable(Exception):  # noqa: N818 - a mark on its cause, never seen by a user
+    """The job's configuration or result cannot cross the process boundary."""
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(f"the {what} cannot be {'un' if what == 'configuration' else ''}pickled: {_text(error)}")
+
+
+class Blame(NamedTuple):
+    """A failure kind and the fields that go with it."""
+
+    kind: str
+    fields: dict[str, Any]
+
+
+def blame(error: BaseException, *, unwind: int) -> Blame:
+    """What to report for an exception; `unwind` frames of ours at its top are left out."""
+    origin = error.__cause__ if isinstance(error, Unpicklable) and error.__cause__ is not None else error
+    fields: dict[str, Any] = {
+        "message": _bounded(_text(error)),
+        "exception_type": type(origin).__qualname__,
+        "traceback": traceback_text(origin, unwind=unwind),
+        "exception": _proven(origin),
+    }
+    if isinstance(error, JobStop):
+        return Blame("timeout", {})
+    if isinstance(error, Unpicklable):
+        return Blame("unpicklable", fields)
+    if isinstance(error, InvalidOutput):
+        return Blame("invalid", {"message": str(error), "value_repr": error.value_repr})
+    if isinstance(error, MemoryError):
+        return Blame("memory", {**fields, "acted": "MemoryError"})
+    return Blame("exception", fields)
+
+
+def _text(error: BaseException) -> str:
+    name = type(error).__qualname__
+    try:
+        text = str(error)
+    except BaseException as second:  # noqa: BLE001 - the user's __str__
+        return f"{name} (its __str__ raised {type(second).__qualname__})"
+    return f"{name}: {text}" if text else name
+
+
+def traceback_text(error: BaseException, *, unwind: int) -> str:
+    """The traceback of an exception as bounded text, without its `unwind` topmost frames."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and unwind > 0:
+        trace = trace.tb_next
+        unwind -= 1
+    try:
+        return _bounded("".join(traceback.format_exception(type(error), error, trace, limit=-_MOST_FRAMES)))
+    except BaseException as second:  # noqa: BLE001 - formatting runs the user's __str__ and __repr__
+        return f"(the traceback could not be formatted: {type(second).__qualname__})"
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= _MOST_CHARS:
+        return text
+    half = _MOST_CHARS // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _proven(error: BaseException) -> bytes | None:
+    """The pickled exception if it is small and comes back from pickling; it never carries its traceback."""
+    try:
+        parcel = pack(error)
+        if not isinstance(parcel, bytes) or len(parcel) > _MOST_EXCEPTION_BYTES:
+            return None
+        if not isinstance(unpack(open_parcel(parcel)), BaseException):
+            return None
+    except (Exception, RecursionError):  # noqa: BLE001 - the user's __reduce__ and __setstate__
+        return None
+    return parcel
+
+
+def rebuilt(parcel: bytes | None) -> BaseException | None:
+    """The exception in a report, or None where it does not unpickle here."""
+    if parcel is None:
+        return None
+    try:
+        error = unpack(parcel)
+    except (Exception, pickle.UnpicklingError):  # noqa: BLE001 - the user's constructor
+        return None
+    return error if isinstance(error, BaseException) else None

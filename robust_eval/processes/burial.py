@@ -1,0 +1,132 @@
+"""Reaping workers and everything that they left behind (rule 6), from the template, which is the parent of both.
+
+A worker counts as gone when it is reaped and every orphan that came to the template with its death is gone too.
+Orphans are killed as they appear; the resource tracker of `multiprocessing` gets half a second to unlink its segments.
+Orphans that do not die belong to the worker whose death brought them, and delay no other worker.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+
+from robust_eval.processes import tree
+
+_TRACKER_S = 0.5
+_LAST_RITES_S = 1.0
+_LAST_RITES_STEP_S = 0.002
+
+
+@dataclass(slots=True)
+class _Death:
+    """A reaped worker and the orphans that it left."""
+
+    worker_id: int
+    status: int
+    orphans: dict[int, float] = field(default_factory=dict)
+    left: bool = False
+
+
+class Undertaker:
+    """Knows the workers by process id and says when they are gone.
+
+    Args:
+        watch: makes the template wake up at a process's exit; returns a descriptor.
+        unwatch: takes that back.
+    """
+
+    def __init__(self, watch: Callable[[int], int], unwatch: Callable[[int], None]) -> None:
+        self._watch = watch
+        self._unwatch = unwatch
+        self._workers: dict[int, int] = {}
+        self._watched: dict[int, int] = {}
+        self._deaths: list[_Death] = []
+        self._spared: frozenset[int] = frozenset()
+
+    def spare(self, pids: Iterable[int]) -> None:
+        """These children are the template's own (a helper that an imported module started)."""
+        self._spared = frozenset(pids)
+
+    def add(self, pid: int, worker_id: int) -> None:
+        """A worker was forked."""
+        self._workers[pid] = worker_id
+        self._watched[pid] = self._watch(pid)
+
+    def forget(self) -> None:
+        """In a forked child: close the template's descriptors."""
+        for fd in self._watched.values():
+            os.close(fd)
+
+    def wait_s(self, now: float) -> float | None:
+        """How long the template may sleep before it must look again."""
+        instants = [at for death in self._deaths for at in death.orphans.values() if at > now]
+        return max(0.001, min(instants) - now) if instants else None
+
+    def bury(self, now: float) -> list[tuple[int, int, bool]]:
+        """Reap what is dead and kill what is orphaned.
+
+        Returns:
+            For each worker that is gone with its whole tree: its id, its wait status, whether it left anything.
+        """
+        if not self._reap():
+            return []
+        while self._deaths and self._adopt(now):
+            self._reap()
+        gone = [death for death in self._deaths if not death.orphans]
+        self._deaths = [death for death in self._deaths if death.orphans]
+        return [(death.worker_id, death.status, death.left) for death in gone]
+
+    def _reap(self) -> bool:
+        """Reap everything that is dead. Whether anything changed or is overdue."""
+        changed = bool(self._deaths)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            changed = True
+            if pid in self._watched:
+                self._unwatch(self._watched.pop(pid))
+            if pid in self._workers:
+                self._deaths.append(_Death(self._workers.pop(pid), status))
+        return changed
+
+    def _adopt(self, now: float) -> bool:
+        """Kill the orphans; attribute new ones to the latest death. Whether to look again at once."""
+        present = set(tree.children(os.getpid())) - self._workers.keys() - self._spared
+        known: set[int] = set()
+        for death in self._deaths:
+            death.orphans = {pid: at for pid, at in death.orphans.items() if pid in present}
+            known.update(death.orphans)
+        fresh = present - known
+        for pid in fresh:
+            death = self._deaths[-1]
+            death.left = True
+            death.orphans[pid] = now + _TRACKER_S if tree.is_tracker(pid) else now
+            self._watched.setdefault(pid, self._watch(pid))
+        for death in self._deaths:
+            for pid, at in death.orphans.items():
+                if at <= now:
+                    tree.kill_below(pid)
+                    tree.signal_all([pid], signal.SIGKILL)
+                    death.orphans[pid] = float("-inf")
+        return bool(fresh)
+
+    def kill_all(self) -> None:
+        """The supervisor is gone: kill every worker with its tree, and wait for that, within a bound."""
+        ends_at = monotonic() + _LAST_RITES_S
+        for pid in self._workers:
+            tree.kill_below(pid)
+        tree.signal_all(self._workers, signal.SIGKILL)
+        while monotonic() < ends_at:
+            self._reap()
+            left = tree.children(os.getpid())
+            if not left:
+                return
+            for pid in left:
+                tree.kill_below(pid)
+            tree.signal_all(left, signal.SIGKILL)
+            sleep(_LAST_RITES_STEP_S)  # bounded by the line above; there is no loop left that could wake us

@@ -1,0 +1,382 @@
+"""The workers and their template as the supervisor process handles them.
+
+What the core orders is done here, and what happens to processes and channels becomes events here: `events` is where
+they gather until the loop feeds them to the core. A worker that exits is first read dry (rule 4), then what it had not
+read is taken back (rule 5), then its stamp says what it had begun.
+"""
+
+import marshal
+import os
+import selectors
+import signal
+from collections.abc import Callable
+from math import isfinite
+from time import monotonic
+from typing import Any, NamedTuple
+
+from robust_eval.processes import system, tree, wire
+from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
+from robust_eval.processes.link import TemplateLink
+from robust_eval.processes.meter import Meter
+from robust_eval.processes.parcel import Parcel, discard
+from robust_eval.processes.port import Port
+from robust_eval.supervision import events as ev
+
+_CLOSE_S = 1.0
+_CLOCK_SLACK_S = 0.001
+
+
+class Finished(NamedTuple):
+    """The payload of a result in the core: opaque to it."""
+
+    parcel: Parcel
+    output_tail: str
+    peak_bytes: int
+
+
+class Settings(NamedTuple):
+    """What templates and workers are started with."""
+
+    argv: list[str]
+    environment: dict[str, str]
+    init: dict[str, Any]
+    bundle_fd: int
+    ledger_fd: int
+    worker_env: list[dict[str, str]]
+    worker_seed: int | None
+    max_tasks_per_child: int | None
+    descriptor_limit: tuple[int, int] | None
+
+
+class Crew:
+    """All processes below one supervisor.
+
+    Args:
+        settings: how they are started.
+        selector: where their descriptors are registered, each with the callable to call.
+        memory_limit_of: the limit in bytes of a job, or None.
+        record: called with a job's id and an intermediate value, opaque bytes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        selector: selectors.BaseSelector,
+        memory_limit_of: Callable[[int], int | None],
+        record: Callable[[int, bytes], None],
+    ) -> None:
+        self.events: list[ev.Event] = []
+        self._settings = settings
+        self._selector = selector
+        self._memory_limit_of = memory_limit_of
+        self._record = record
+        self._template: TemplateLink | None = None
+        self._ports: dict[int, Port] = {}
+        self._dumped: set[int] = set()
+        self._waiting: list[int] = []
+        self.meter = Meter()
+        self._undertaker = Undertaker(self._watch, self._unwatch)
+        self._oom_kills = system.oom_kills()
+
+    # -- what the core orders
+
+    def start_template(self) -> None:
+        """Start a template process."""
+        settings = self._settings
+        link = TemplateLink(settings.argv, settings.environment, settings.init, settings.bundle_fd, settings.descriptor_limit)
+        self._template = link
+        self._undertaker.spare([link.pid])
+        self._register(link.sock.fileno(), self._on_template)
+        self._register(link.log_fd, link.read_log)
+        self._register(link.exit_fd, self._on_template_exit)
+
+    def start_worker(self, worker_id: int) -> None:
+        """Have a blank worker forked."""
+        port = self._ports[worker_id] = Port(worker_id)
+        self._register(port.outbox.fileno(), lambda: self.drain(port))
+        self._register(port.output.fd, port.output.read)
+        if self._template is not None and self._template.ready:
+            self._fork(port)
+
+    def _fork(self, port: Port) -> None:
+        if self._template is not None and port.child_fds:
+            self._template.fork(port.worker_id, [*port.child_fds, self._settings.ledger_fd])
+            for fd in port.child_fds:
+                os.close(fd)
+            port.child_fds = []
+
+    def assign(self, worker_id: int, slot: int) -> None:
+        """Give a worker its slot."""
+        port, settings = self._ports[worker_id], self._settings
+        seed = settings.worker_seed
+        port.assign(
+            marshal.dumps(
+                {
+                    "marker": port.marker,
+                    "env": settings.worker_env[slot % len(settings.worker_env)] if settings.worker_env else {},
+                    "seed": None if seed is None else seed + slot,
+                    "max_tasks_per_child": settings.max_tasks_per_child,
+                },
+                wire.MARSHAL_VERSION,
+            )
+        )
+
+    def send(self, worker_id: int, job_id: int, attempt: int, parcel: Parcel) -> None:
+        """Put a job into a worker's inbox; a full inbox returns it at once."""
+        if not self._ports[worker_id].send(wire.JOB, attempt, job_id, parcel):
+            self.events.append(ev.JobsReturned(worker_id, [job_id]))
+
+    def watch_memory(self, worker_id: int, job_id: int, now: float) -> None:
+        """The worker's first job is this one now."""
+        self.meter.begin(worker_id, self._memory_limit_of(job_id), now)
+
+    def take_back(self, worker_id: int) -> None:
+        """Take back what the worker has not read."""
+        port = self._ports.get(worker_id)
+        if port is not None:
+            self.events.append(ev.JobsReturned(worker_id, port.take_back()))
+
+    def stop(self, worker_id: int, job_id: int) -> None:
+        """Ask the job politely."""
+        self._ports[worker_id].ask_to_stop(job_id)
+        self._ports[worker_id].signal(STOP_SIGNAL)
+
+    def dump(self, worker_id: int) -> None:
+        """Make the worker dump its stacks and die of it."""
+        self._dumped.add(worker_id)
+        self._ports[worker_id].signal(DUMP_SIGNAL)
+
+    def kill(self, worker_id: int) -> None:
+        """Kill the worker with everything below it."""
+        port = self._ports.get(worker_id)
+        if port is None:
+            return
+        port.doomed = True
+        if port.pid is None:
+            template = self._template
+            if template is None or port.child_fds:
+                self._never_forked(port)
+            elif not template.ready:
+                template.kill()
+            return
+        tree.kill_below(port.pid)
+        port.signal(signal.SIGKILL)
+
+    def _never_forked(self, port: Port) -> None:
+        self._forget(port)
+        self.events.append(ev.WorkerExited(port.worker_id))
+        if self._template is not None and not self._template.ready:
+            self._template.kill()
+
+    def alive(self, worker_id: int) -> list[int]:
+        """The processes of a worker's tree that are still there."""
+        port = self._ports.get(worker_id)
+        if port is None or port.pid is None:
+            return []
+        orphans = tree.children(self._template.pid) if self._template is not None else []
+        workers = {other.pid for other in self._ports.values()}
+        pids = [port.pid, *tree.descendants(port.pid), *(pid for pid in orphans if pid not in workers)]
+        return [pid for pid in pids if tree.is_there(pid)]
+
+    # -- what happens
+
+    def drain(self, port: Port) -> None:
+        """Read a worker's channel dry."""
+        try:
+            while port.reports.read():
+                for report in port.reports.reports():
+                    self._on_report(port, report)
+            self._selector_forget(port.outbox.fileno())
+        except BlockingIOError:
+            return
+        except (OSError, wire.ProtocolError) as error:
+            self._selector_forget(port.outbox.fileno())
+            self.events.append(ev.ChannelBroken(port.worker_id, str(error)))
+
+    def _on_report(self, port: Port, report: wire.Report) -> None:
+        worker_id = port.worker_id
+        if report.kind == wire.RESULT:
+            begun_at, ended_at, flags = report.begun_at, report.ended_at, report.flags
+            if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
+                msg = f"the worker reported a job from {begun_at} to {ended_at}"
+                raise wire.ProtocolError(msg)
+            tail = port.output.take(report.job_id) if flags & wire.PRINTED else ""
+            peak_bytes = max(report.peak_bytes, self.meter.peak_bytes(worker_id))
+            self.events.append(
+                ev.ResultReceived(
+                    worker_id,
+                    report.job_id,
+                    begun_at,
+                    ended_at,
+                    report.failure_kind,
+                    Finished(report.payload, tail, peak_bytes),
+                    bool(flags & wire.LEFTOVERS),
+                    bool(flags & wire.LEAVING),
+                )
+            )
+        elif report.kind == wire.RECORD and isinstance(report.payload, bytes):
+            self._record(report.job_id, report.payload)
+        elif report.kind == wire.READY:
+            self.events.append(ev.WorkerReady(worker_id))
+        else:
+            text = report.payload.decode("utf-8", "backslashreplace") if isinstance(report.payload, bytes) else ""
+            discard(report.payload)
+            self.events.append(ev.StartFailed(worker_id, f"{text}\n{port.output.rest()}".strip()))
+
+    def look_before(self, worker_ids: list[int]) -> None:
+        """Before a deadline is acted on: the worker's finish decides, and its stamp says what it began and when."""
+        for worker_id in worker_ids:
+            port = self._ports.get(worker_id)
+            if port is not None:
+                self.drain(port)
+                self._read_stamp(port)
+
+    def _read_stamp(self, port: Port) -> None:
+        stamp = port.stamp()
+        if stamp is not None:
+            job_id, at = stamp
+            now = monotonic()
+            self.events.append(ev.JobBegun(port.worker_id, job_id, at if 0.0 < at <= now else now))
+
+    def measure(self, running: Callable[[int], int | None], now: float) -> None:
+        """Look at the memory of the trees that are due, where a job runs.
+
+        A job that has finished is let go whatever its size: its result is looked for before the tree is measured,
+        and again once it is stopped.
+        """
+        for worker_id in self.meter.due(now):
+            port, job_id = self._ports.get(worker_id), running(worker_id)
+            if port is None or job_id is None:
+                continue
+            if self._has_finished(port):
+                self.watch_memory(worker_id, job_id, now)
+                continue
+            over = self.meter.look(worker_id, now)
+            if over is not None and self._has_finished(port):
+                self.meter.resume(worker_id, now)
+            elif over is not None:
+                self.events.append(ev.MemoryExceeded(worker_id, job_id, over))
+
+    def _has_finished(self, port: Port) -> bool:
+        before = len(self.events)
+        self.drain(port)
+        return len(self.events) > before
+
+    def _on_template(self) -> None:
+        template = self._template
+        if template is None:
+            return
+        while True:
+            message, fds = template.receive()
+            if not message:
+                break
+            if "ready" in message:
+                template.ready = True
+                for port in self._ports.values():
+                    self._fork(port)
+            elif "failed" in message:
+                template.detail = str(message["failed"])
+            elif "forked" in message:
+                self._on_forked(self._ports[message["forked"]], message["pid"], fds[0])
+            elif "exited" in message:
+                self._on_exit(message["exited"], message["status"])
+
+    def _on_forked(self, port: Port, pid: int, exit_fd: int) -> None:
+        port.pid, port.exit_fd = pid, exit_fd
+        self.meter.add(port.worker_id, pid)
+        self.events.append(ev.WorkerForked(port.worker_id))
+        if port.doomed:
+            port.signal(signal.SIGKILL)
+
+    def _on_exit(self, worker_id: int, status: int) -> None:
+        """A worker is reaped and its tree is gone."""
+        port = self._ports.get(worker_id)
+        if port is None:
+            return
+        self.drain(port)
+        self.take_back(worker_id)
+        self._read_stamp(port)
+        port.peak_bytes = self.meter.peak_bytes(worker_id)
+        dumped = worker_id in self._dumped
+        self._dumped.discard(worker_id)
+        info = port.exit_info(status, dumped=dumped, oom_killed=self._was_oom_killed(port, status))
+        stamp = port.stamp()
+        self._forget(port)
+        if info.oom_killed and stamp is not None:
+            self.events.append(ev.MemoryExceeded(worker_id, stamp[0]))
+        self.events.append(ev.WorkerExited(worker_id, info))
+
+    def _was_oom_killed(self, port: Port, status: int) -> bool:
+        """Whether the kernel's OOM killer took this worker: a SIGKILL that is not ours, and its counter moved."""
+        if port.doomed or not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            return False
+        before, self._oom_kills = self._oom_kills, system.oom_kills()
+        return self._oom_kills > before
+
+    def _forget(self, port: Port) -> None:
+        self._selector_forget(port.outbox.fileno())
+        self._selector_forget(port.output.fd)
+        self.meter.remove(port.worker_id)
+        del self._ports[port.worker_id]
+        port.close()
+
+    # -- a template that is gone
+
+    def _on_template_exit(self) -> None:
+        """The workers of a dead template come to this process, which buries them itself."""
+        template = self._template
+        if template is None:
+            return
+        self._on_template()
+        self.events.append(ev.TemplateExited(template.ready, template.last_words()))
+        self._drop_template(template)
+        for port in list(self._ports.values()):
+            if port.pid is None:
+                self._forget(port)
+                self.events.append(ev.WorkerExited(port.worker_id))
+            else:
+                self._undertaker.add(port.pid, port.worker_id)
+        self.bury()
+
+    def _drop_template(self, template: TemplateLink) -> None:
+        for fd in (template.sock.fileno(), template.log_fd, template.exit_fd):
+            self._selector_forget(fd)
+        self._template = None
+        self._undertaker.spare([])
+        template.close(_CLOSE_S)
+
+    def bury(self) -> None:
+        """Reap what came to this process."""
+        for worker_id, status, _left in self._undertaker.bury(monotonic()):
+            self._on_exit(worker_id, status)
+
+    def wait_s(self) -> float | None:
+        """How long this process may sleep before an orphan must be looked at."""
+        return self._undertaker.wait_s(monotonic())
+
+    def close(self) -> None:
+        """End the template and whatever is left below this process."""
+        if self._template is not None:
+            self._drop_template(self._template)
+        self._undertaker.kill_all()
+        for port in list(self._ports.values()):
+            self._forget(port)
+
+    # -- descriptors
+
+    def _watch(self, pid: int) -> int:
+        fd = system.watch_exit(pid)
+        self._register(fd, self.bury)
+        return fd
+
+    def _unwatch(self, fd: int) -> None:
+        self._selector_forget(fd)
+        os.close(fd)
+
+    def _register(self, fd: int, callback: Callable[[], object]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def _selector_forget(self, fd: int) -> None:
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)

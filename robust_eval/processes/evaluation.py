@@ -1,0 +1,58 @@
+"""The runner of an evaluator: what a worker does with one configuration."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from robust_eval.job import RunningJob
+from robust_eval.objective import Standard, standardize
+
+Arguments = tuple[str, dict[str, Any], Mapping[str, Any] | None, Any]
+
+
+class Context(Protocol):
+    """What a worker offers to the job that it runs."""
+
+    def record(self, value: Any) -> None:
+        """Send an intermediate value to the driver now."""
+
+    def stop_requested(self) -> bool:
+        """Whether the job was asked to stop."""
+
+
+class Evaluation:
+    """Calls the run function with a `RunningJob` and brings what it returns to the standard form.
+
+    Args:
+        run_function: the user's; an `async def` is run to its end on a loop of its own.
+        kwargs: keyword arguments of every call.
+    """
+
+    def __init__(self, run_function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+        self.run_function = run_function
+        self.kwargs = dict(kwargs)
+
+    def __call__(self, arguments: Arguments, context: Context) -> Standard:
+        """Evaluate one configuration.
+
+        Args:
+            arguments: the job's id, its configuration, its own keyword arguments or None, its stopper or None.
+            context: the worker.
+
+        Returns:
+            Objective, metadata, observations.
+        """
+        job_id, config, own_kwargs, stopper = arguments
+
+        def record(budget: float, objective: Any) -> None:
+            context.record((budget, objective))
+
+        running = RunningJob(job_id, config, None, stopper, record, context.stop_requested)
+        if stopper is not None and hasattr(stopper, "job"):
+            stopper.job = running
+        kwargs = self.kwargs if own_kwargs is None else {**self.kwargs, **own_kwargs}
+        output = self.run_function(running, **kwargs)
+        if inspect.iscoroutine(output):
+            output = asyncio.run(output)
+        return standardize(output)

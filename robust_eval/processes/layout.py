@@ -1,0 +1,22 @@
+"""What supervisor, template and worker agree on: the shared pages, the signals, an exit code.
+
+The stamps are one page a worker, mapped by it and by the supervisor; behind the page, in the same memfd, is where the
+worker's faulthandler writes. The ledger is one byte a job, mapped by all and by the driver: it says which jobs had
+begun when a supervisor died.
+"""
+
+import signal
+import struct
+
+NUMBER = struct.Struct("<Q")
+INSTANT = struct.Struct("<d")
+BEGUN_AT, STOP_AT, LOST_AT = 8, 16, 24
+STAMP_BYTES = 4096
+STACK_BYTES = 1 << 18
+LEDGER_BYTES = 1 << 28
+LEDGER_OVER = 0x80
+_FIRST_FREE = getattr(signal, "SIGRTMIN", signal.SIGUSR1 - 9)
+DUMP_SIGNAL = _FIRST_FREE + 9
+STOP_SIGNAL = _FIRST_FREE + 10 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+CHANNEL_LOST_CODE = 121
+COOKIE = "ROBUST_EVAL_POOL"

@@ -1,0 +1,166 @@
+"""The supervisor's two other channels: the driver, who sends jobs and gets outcomes, and the template, who forks."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+from collections import deque
+from typing import Any
+
+from robust_eval.processes import system, wire
+from robust_eval.processes.orders import SETTLED
+
+_MESSAGE_BYTES = 1 << 16
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4)
+_TAIL_BYTES = 1 << 15
+
+
+class DriverLink:
+    """Reads orders and writes outcomes, in batches, never waiting for a driver that does not read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.frames = wire.Frames(sock)
+        self.done: list[tuple[Any, ...]] = []
+        self.failed: list[tuple[Any, ...]] = []
+        self.recorded: list[tuple[int, bytes]] = []
+        self.fds: list[int] = []
+        self._out: deque[tuple[memoryview, list[int]]] = deque()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits for the driver to read."""
+        return bool(self._out)
+
+    def flush(self) -> None:
+        """Send what has gathered since the last flush."""
+        if self.done or self.failed or self.recorded:
+            data = wire.frame((SETTLED, self.done, self.failed, self.recorded))
+            self._out.append((memoryview(data), self.fds))
+            self.done, self.failed, self.recorded, self.fds = [], [], [], []
+        self.drain()
+
+    def drain(self) -> None:
+        """Write as much as the channel takes."""
+        while self._out:
+            data, fds = self._out[0]
+            try:
+                sent = self.sock.sendmsg([data], wire.rights(fds), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._out.clear()
+                return
+            for fd in fds:
+                os.close(fd)
+            if sent < len(data):
+                self._out[0] = (data[sent:], [])
+            else:
+                self._out.popleft()
+
+    @property
+    def full(self) -> bool:
+        """Whether this batch holds as many descriptors as one message can carry."""
+        return len(self.fds) >= wire.MOST_DESCRIPTORS
+
+
+class TemplateLink:
+    """One template process."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        environment: dict[str, str],
+        init: dict[str, Any],
+        bundle_fd: int,
+        descriptor_limit: tuple[int, int] | None,
+    ) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
+        self.ready = False
+        self.detail: str | None = None
+        self.version: list[int] = []
+        self.log_fd, log_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(log_end, True)
+        self._log = bytearray()
+        try:
+            self._process = subprocess.Popen(
+                [*argv, str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log_end,
+                stderr=log_end,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(log_end)
+        if descriptor_limit is not None:
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, descriptor_limit)
+        self.exit_fd = system.watch_exit(self._process.pid)
+        self.sock.sendmsg([json.dumps(init).encode()], wire.rights([bundle_fd]))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def fork(self, worker_id: int, fds: list[int]) -> bool:
+        """Order a worker. False when the template is gone."""
+        try:
+            self.sock.sendmsg([json.dumps({"fork": worker_id}).encode()], wire.rights(fds))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """One message; an empty one where none waits."""
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
+        except OSError:
+            return {}, []
+        fds = wire.descriptors(ancillary)
+        try:
+            message = json.loads(data) if data else {}
+        except ValueError:
+            return {}, []
+        return (message if isinstance(message, dict) else {}), fds
+
+    def read_log(self) -> None:
+        """Keep the end of what it prints."""
+        with contextlib.suppress(BlockingIOError):
+            self._log += os.read(self.log_fd, _TAIL_BYTES)
+            del self._log[:-_TAIL_BYTES]
+
+    def last_words(self) -> str:
+        """Why it ended: what it said itself, else how it ended, and the end of what it printed."""
+        self.read_log()
+        log = self._log.decode("utf-8", "backslashreplace").strip()
+        code = self._process.poll()
+        said = self.detail or f"the template process ended with {_ending(code)} before it was ready"
+        return f"{said}\n{log}" if log else said
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def close(self, wait_s: float) -> None:
+        """Let it end by itself, then make it end."""
+        self.sock.close()
+        try:
+            self._process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(wait_s)
+        os.close(self.exit_fd)
+        os.close(self.log_fd)
+
+
+def _ending(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    return signal.Signals(-code).name

@@ -1,0 +1,84 @@
+"""Loading the user's function in a process that is not the user's script."""
+
+import gc
+import json
+import os
+import sys
+import types
+from typing import Any
+
+from robust_eval.errors import RobustEvalError
+from robust_eval.processes.parcel import Memory, open_parcel, unpack
+
+_BOOT = (
+    "import sys, json, site; sys.path[:] = json.loads(sys.argv[1]); site.setquit(); site.sethelper(); "
+    "site.setcopyright(); from robust_eval.processes.{module} import main; main(sys.argv[2:])"
+)
+_OWN_FINDERS = ("_frozen_importlib", "_frozen_importlib_external", "_pytest.", "six", "_distutils_hack")
+
+
+class StartRefused(RobustEvalError, RuntimeError):
+    """The template or a worker must not be used as it is."""
+
+
+def command(python: str, module: str, *, imports_site: bool) -> list[str]:
+    """The command that runs `main` of one of our modules with this process's import path.
+
+    Args:
+        python: the interpreter.
+        module: a module of this package.
+        imports_site: let the interpreter process `.pth` files and `sitecustomize`, which costs it 40 ms and is
+            needed only where these install import hooks: the path itself is handed over.
+    """
+    flags = [] if imports_site else ["-S"]
+    path = json.dumps([entry if entry else os.getcwd() for entry in sys.path])
+    return [python, *flags, "-c", _BOOT.format(module=module), path]
+
+
+def needs_site() -> bool:
+    """Whether this process imports through hooks that only `site` can install."""
+    finders = (getattr(finder, "__module__", "") or type(finder).__module__ for finder in sys.meta_path)
+    return is_measured() or any(not name.startswith(_OWN_FINDERS) for name in finders)
+
+
+def is_measured() -> bool:
+    """Whether a coverage measurement wants to enter this process's children, which it does through `site`."""
+    return any(name.startswith("COVERAGE_PROCESS_") for name in os.environ)
+
+
+def load_bundle(fd: int) -> Any:
+    """The bundle that lies in a memfd, which is closed."""
+    return unpack(open_parcel(Memory(fd, os.fstat(fd).st_size)))
+
+
+def refuse_cuda() -> None:
+    """A process that initialised CUDA cannot be forked.
+
+    Raises:
+        StartRefused: CUDA is initialised.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        msg = (
+            "the module 'torch' has CUDA initialised in the template, and a CUDA context does not survive a fork: "
+            "initialise it in the run function or in initializer=, or use start_method='spawn'"
+        )
+        raise StartRefused(msg)
+
+
+def share_main(bundle: object) -> None:
+    """Let `__main__` of this process hold what the user's functions refer to in theirs.
+
+    Functions of a script or a notebook come by value, with globals of their own. Whatever then looks a name up in
+    `__main__`, as the pickling of `multiprocessing` does, must find the same objects.
+    """
+    del bundle
+    main = sys.modules["__main__"].__dict__
+    functions = [obj for obj in gc.get_objects() if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__"]
+    for function in functions:
+        if function.__globals__ is not main:
+            shared = {name: value for name, value in function.__globals__.items() if not name.startswith("__")}
+            main.update(shared)
+    for function in functions:
+        if function.__qualname__.isidentifier():
+            main.setdefault(function.__qualname__, function)

@@ -1,0 +1,174 @@
+"""How much memory a worker's process tree takes, and when it must be looked at again.
+
+The sum of resident sizes is cheap and an upper bound: memory shared by forks counts once for each. Where that sum is
+over the limit the tree is stopped, so that it cannot go on filling memory, and the sum of proportional sizes plus swap
+decides (psutil, from `smaps_rollup`). A tree is looked at when it could next have crossed its limit at the fastest
+rate at which pages can be filled.
+"""
+
+import contextlib
+import os
+import signal
+from heapq import heappop, heappush
+
+from robust_eval.processes import system, tree
+
+_FILL_BYTES_PER_S = 6 * 2**30
+_LEAST_TOLERANCE_BYTES = 64 * 2**20
+_SHORTEST_S, _LONGEST_S = 0.001, 0.5
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Tree:
+    """The memory of one worker and everything below it.
+
+    Args:
+        pid: the worker.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC) if system.LINUX else -1
+
+    def resident_bytes(self) -> int:
+        """The sum of resident sizes."""
+        below = tree.descendants(self.pid)
+        if self._statm < 0:
+            return _resident_bytes(self.pid) + sum(map(_resident_bytes, below))
+        try:
+            total = int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES
+        except (OSError, IndexError):
+            total = 0
+        return total + sum(map(_resident_bytes, below))
+
+    def exact_bytes(self) -> int:
+        """The sum of proportional sizes and swap, with the tree stopped by the caller."""
+        import psutil
+
+        total = 0
+        for pid in (self.pid, *tree.descendants(self.pid)):
+            with contextlib.suppress(psutil.Error):
+                info = psutil.Process(pid).memory_full_info()
+                total += getattr(info, "pss", info.rss) + getattr(info, "swap", 0)
+        return total
+
+    def close(self) -> None:
+        """Close the kept file."""
+        if self._statm >= 0:
+            os.close(self._statm)
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0 if system.LINUX else _resident_by_psutil(pid)
+
+
+def _resident_by_psutil(pid: int) -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+class _Watch:
+    """One tree with a job in it."""
+
+    __slots__ = ("armed", "limit", "peak", "shared", "tree", "used")
+
+    def __init__(self, watched: Tree) -> None:
+        self.tree = watched
+        self.limit: int | None = None
+        self.armed = False
+        self.peak = 0
+        self.shared = 0
+        self.used = 0
+
+
+class Meter:
+    """Looks at the trees of workers that run jobs, each when it could next be over its limit."""
+
+    def __init__(self) -> None:
+        self._watches: dict[int, _Watch] = {}
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, worker_id: int, pid: int) -> None:
+        """A worker exists."""
+        with contextlib.suppress(OSError):
+            self._watches[worker_id] = _Watch(Tree(pid))
+
+    def remove(self, worker_id: int) -> None:
+        """A worker is gone."""
+        watch = self._watches.pop(worker_id, None)
+        if watch is not None:
+            watch.tree.close()
+
+    def begin(self, worker_id: int, limit: int | None, now: float) -> None:
+        """The worker's next job has this limit in bytes, or none."""
+        watch = self._watches.get(worker_id)
+        if watch is None:
+            return
+        watch.limit = limit
+        watch.peak = 0
+        if not watch.armed:
+            watch.armed = True
+            heappush(self._heap, (now + _interval_s(limit, watch.used), worker_id))
+
+    def peak_bytes(self, worker_id: int) -> int:
+        """The most that was seen of the tree since its job began."""
+        watch = self._watches.get(worker_id)
+        return watch.peak if watch is not None else 0
+
+    def next_at(self) -> float | None:
+        """When to look next."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[int]:
+        """The workers to look at now; each is looked at again only after `look`."""
+        due = []
+        while self._heap and self._heap[0][0] <= now:
+            worker_id = heappop(self._heap)[1]
+            watch = self._watches.get(worker_id)
+            if watch is not None:
+                watch.armed = False
+                due.append(worker_id)
+        return due
+
+    def look(self, worker_id: int, now: float) -> tuple[int, int] | None:
+        """Measure a worker that runs a job. The bytes and the limit if it is over; it is then stopped."""
+        watch = self._watches[worker_id]
+        resident = watch.tree.resident_bytes()
+        used = max(0, resident - watch.shared)
+        if watch.limit is not None and used > watch.limit:
+            stopped = tree.freeze(watch.tree.pid)
+            used = watch.tree.exact_bytes()
+            watch.peak = max(watch.peak, used)
+            if used > watch.limit:
+                return used, watch.limit
+            watch.shared = max(0, resident - used)
+            tree.signal_all(stopped, signal.SIGCONT)
+        watch.used = used
+        watch.peak = max(watch.peak, used)
+        watch.armed = True
+        heappush(self._heap, (now + _interval_s(watch.limit, used), worker_id))
+        return None
+
+    def resume(self, worker_id: int, now: float) -> None:
+        """Let a tree that `look` has stopped go on."""
+        watch = self._watches[worker_id]
+        tree.signal_all([watch.tree.pid, *tree.descendants(watch.tree.pid)], signal.SIGCONT)
+        watch.armed = True
+        heappush(self._heap, (now + _SHORTEST_S, worker_id))
+
+
+def _interval_s(limit: int | None, used: int) -> float:
+    """How long a tree of this size may be left alone."""
+    if limit is None:
+        return _LONGEST_S
+    tolerance = max(limit // 10, _LEAST_TOLERANCE_BYTES)
+    headroom = max(tolerance // 2, limit - used)
+    return min(_LONGEST_S, max(_SHORTEST_S, headroom / _FILL_BYTES_PER_S))

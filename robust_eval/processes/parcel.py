@@ -1,0 +1,131 @@
+"""Objects as opaque bytes, and back. Small ones travel inline, large ones in a memfd that changes hands.
+
+A parcel is `bytes`, or a `Memory`: a memfd and its size. The content is a pickle of protocol 5; buffers of 64 KiB
+and more (numpy arrays, for one) lie behind the pickle and are not copied into it, and the receiver's objects point
+straight into the mapped memory.
+"""
+
+import mmap
+import os
+import pickle
+import struct
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+INLINE_BYTES = 1 << 20
+_OUT_OF_BAND_BYTES = 1 << 16
+_ALIGN = 64
+_PLAIN, _BUFFERS = b"P", b"B"
+_STACK_GLOBAL = 0x93
+_COUNT = struct.Struct("<I")
+
+
+class Memory(NamedTuple):
+    """A memfd that holds a parcel; whoever receives it closes it."""
+
+    fd: int
+    size: int
+
+
+Parcel = bytes | Memory
+
+
+def pack(obj: Any) -> Parcel:
+    """Pickle an object: with the C pickler, or by value with cloudpickle where that cannot do it.
+
+    Raises:
+        Exception: whatever the object's own reduction raises; `pickle.PicklingError` and `TypeError` are usual.
+    """
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < _OUT_OF_BAND_BYTES:
+            return True
+        buffers.append(raw)
+        return False
+
+    try:
+        data = pickle.dumps(obj, 5, buffer_callback=keep)
+        by_value = b"__main__" in data
+    except Exception:  # noqa: BLE001 - user reductions raise anything; cloudpickle decides whether it can be done
+        by_value = True
+    if by_value:
+        buffers.clear()
+        data = cloudpickle.dumps(obj, 5, buffer_callback=keep)
+    if not buffers and len(data) < INLINE_BYTES:
+        return _PLAIN + data
+    return _join(data, buffers)
+
+
+def pack_plain(obj: Any) -> bytes:
+    """Pickle a small object of built-in types inline."""
+    return _PLAIN + pickle.dumps(obj, 5)
+
+
+def _join(data: bytes, buffers: list[memoryview]) -> Parcel:
+    sizes = [len(data), *(buffer.nbytes for buffer in buffers)]
+    head = _BUFFERS + _COUNT.pack(len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes)
+    pieces: list[bytes | memoryview] = []
+    position = 0
+    for piece in (head, data, *buffers):
+        gap = -position % _ALIGN
+        pieces.extend((bytes(gap), piece))
+        position += gap + len(piece)
+    return store(pieces, position) if position >= INLINE_BYTES else b"".join(pieces)
+
+
+def store(pieces: list[bytes | memoryview], size: int) -> Parcel:
+    """Write the pieces into a new memfd; inline where no descriptor is to be had."""
+    try:
+        fd = os.memfd_create("robust_eval", os.MFD_CLOEXEC)
+    except OSError:
+        return b"".join(pieces)
+    try:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view.nbytes:
+                view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return Memory(fd, size)
+
+
+def open_parcel(parcel: Parcel) -> memoryview:
+    """The bytes of a parcel, mapped and not copied where they lie in a memfd, which is closed."""
+    if isinstance(parcel, bytes):
+        return memoryview(parcel)
+    try:
+        return memoryview(mmap.mmap(parcel.fd, parcel.size, flags=mmap.MAP_PRIVATE))
+    finally:
+        os.close(parcel.fd)
+
+
+def unpack(view: memoryview | bytes) -> Any:
+    """The object in a parcel. Runs the code of whoever made it: never call this in the supervisor."""
+    view = memoryview(view)
+    if view[:1] == _PLAIN:
+        return pickle.loads(view[1:])
+    (count,) = _COUNT.unpack_from(view, 1)
+    sizes = struct.unpack_from(f"<{count}Q", view, 1 + _COUNT.size)
+    position = 1 + _COUNT.size + 8 * count
+    parts = []
+    for size in sizes:
+        position += -position % _ALIGN
+        parts.append(view[position : position + size])
+        position += size
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def needs_proof(parcel: bytes) -> bool:
+    """Whether unpickling may run code: anything but built-in types names a global."""
+    return parcel[:1] != _PLAIN or _STACK_GLOBAL in parcel
+
+
+def discard(parcel: object) -> None:
+    """Close the memfd of a parcel that nobody will open."""
+    if isinstance(parcel, Memory):
+        os.close(parcel.fd)
+

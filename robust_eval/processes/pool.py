@@ -1,0 +1,336 @@
+"""The driver's end: starts the supervisor, hands it batches of opaque bytes and takes outcomes from it.
+
+No deadline, no kill and no metering happens here. What this end does own is the second chance: it keeps every payload
+until its outcome is here, so that when a supervisor dies, a new one gets what had not begun, and only what had begun
+is `lost`. Which that is, the ledger says, a page that the workers write and that no death takes away.
+"""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from mmap import mmap
+from typing import Any, NamedTuple
+
+from robust_eval.errors import EvaluatorClosed, RobustEvalError
+from robust_eval.processes import loading, orders, system, tree, wire
+from robust_eval.processes.layout import COOKIE, LEDGER_BYTES, LEDGER_OVER
+from robust_eval.processes.parcel import Memory, Parcel, discard, pack, store
+from robust_eval.processes.worker import Bundle
+
+_COOKIE_BYTES = 12
+_BATCH_JOBS = 4096
+_MOST_DEATHS = 3
+_CLOSE_SLACK_S = 5.0
+_SWEEP_S = 2.0
+_STEP_S = 0.005
+
+
+class Submission(NamedTuple):
+    """One job for the pool. `timeout_s` and `memory_limit` (bytes) are None for no limit."""
+
+    job_id: int
+    parcel: Parcel
+    timeout_s: float | None = None
+    memory_limit: int | None = None
+    attempts: int = 0
+
+
+class Done(NamedTuple):
+    """A job that returned. Instants are monotonic seconds of this machine, the peak is in bytes."""
+
+    job_id: int
+    parcel: Parcel
+    begun_at: float
+    ended_at: float
+    attempts: int
+    peak_memory: int
+    output_tail: str
+
+
+class Failed(NamedTuple):
+    """A job that failed: `info` as `orders.describe` gives it, what the worker said, what was returned too late."""
+
+    job_id: int
+    info: dict[str, Any]
+    blamed: Parcel | None = None
+    late: Parcel | None = None
+
+
+Settled = Done | Failed
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a pool is made with: the fields of `supervision.policy.Policy` as a dict, and how processes start."""
+
+    policy: dict[str, Any]
+    python: str
+    start_method: str = "fork"
+    preload: tuple[str, ...] = ()
+    worker_env: list[dict[str, str]] = field(default_factory=list)
+    worker_seed: int | None = None
+
+
+class Pool:
+    """One supervised pool, seen from the driver. Thread-safe; refuses to be used after a fork of the driver.
+
+    Args:
+        bundle: what the workers are for.
+        settings: how.
+        deliver: called with batches of settled jobs, from the pool's receiving thread.
+        record: called from there with a job's id and an intermediate value, pickled.
+
+    Raises:
+        Exception: the bundle cannot be pickled; whatever its reduction raises.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: PoolSettings,
+        deliver: Callable[[list[Settled]], None],
+        record: Callable[[int, bytes], None],
+    ) -> None:
+        parcel = pack(bundle)
+        if isinstance(parcel, bytes):
+            parcel = store([parcel], len(parcel))
+        if not isinstance(parcel, Memory):
+            msg = "no descriptor is left for the run function: close some files, or raise the limit (ulimit -n)"
+            raise RobustEvalError(msg)
+        self._bundle_fd = parcel.fd
+        self._settings = settings
+        self._deliver = deliver
+        self._record = record
+        self._ledger_fd = system.memory_file(LEDGER_BYTES)
+        self._ledger = mmap(self._ledger_fd, LEDGER_BYTES)
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._pending: dict[int, Submission] = {}
+        self._budget_at: float | None = None
+        self._closing = False
+        self._deaths = 0
+        self._start()
+        self._receiver = threading.Thread(target=self._receive, name="robust_eval receiver", daemon=True)
+        self._receiver.start()
+
+    # -- orders
+
+    def submit(self, submissions: list[Submission]) -> None:
+        """Hand jobs over. Their parcels belong to the pool from here on.
+
+        Raises:
+            EvaluatorClosed: the pool is closed.
+        """
+        self._check_process()
+        with self._lock:
+            if self._closing:
+                msg = "the pool is closed: make a new evaluator"
+                raise EvaluatorClosed(msg)
+            for submission in submissions:
+                self._pending[submission.job_id] = submission
+            self._send_jobs(submissions)
+
+    def cancel(self, job_ids: Iterable[int]) -> None:
+        """Settle these jobs as cancelled, killing what runs."""
+        self._check_process()
+        with self._lock:
+            self._send((orders.CANCEL, list(job_ids)))
+
+    def set_budget(self, seconds: float | None) -> None:
+        """From now on, all that runs may run this much longer; None lifts the budget."""
+        self._check_process()
+        with self._lock:
+            self._budget_at = None if seconds is None else time.monotonic() + seconds
+            self._send((orders.BUDGET, self._budget_at))
+
+    def close(self) -> None:
+        """End everything. What has not settled settles as cancelled. Bounded; free to be called again.
+
+        In a forked child of the driver it only forgets the pool, which is not the child's.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            first, self._closing = not self._closing, True
+            if first:
+                self._send((orders.CLOSE,))
+        bound_s = self._settings.policy["kill_timeout_s"] + _CLOSE_SLACK_S
+        if threading.current_thread() is not self._receiver:
+            self._receiver.join(bound_s)
+            if self._receiver.is_alive():
+                self._process.kill()
+                self._receiver.join(_CLOSE_SLACK_S)
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The process id of the supervisor."""
+        return self._process.pid
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            msg = (
+                f"this evaluator belongs to process {self._pid} and was used in its forked child {os.getpid()}: "
+                "make an evaluator of its own there"
+            )
+            raise RobustEvalError(msg)
+
+    # -- the supervisor
+
+    def _start(self) -> None:
+        """Start a supervisor and hand it what it needs to start the others."""
+        settings = self._settings
+        self._cookie = os.urandom(_COOKIE_BYTES).hex()
+        outer = os.environ.get(COOKIE)
+        environment = {**os.environ, COOKIE: f"{outer},{self._cookie}" if outer else self._cookie}
+        site = loading.needs_site() or settings.python != sys.executable
+        template = loading.command(settings.python, "template", imports_site=site)
+        spawned = loading.command(settings.python, "spawned", imports_site=site)
+        config = {
+            "policy": settings.policy,
+            "cookie": self._cookie,
+            "settings": {
+                "argv": template,
+                "environment": environment,
+                "init": {"preload": settings.preload, "start_method": settings.start_method, "argv": spawned},
+                "worker_env": settings.worker_env,
+                "worker_seed": settings.worker_seed,
+                "max_tasks_per_child": settings.policy["max_tasks_per_child"],
+                "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+            },
+        }
+        self._sock, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*loading.command(sys.executable, "shell", imports_site=loading.is_measured()), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,
+            )
+        self._frames = wire.Frames(self._sock)
+        self._send(config, [self._bundle_fd, self._ledger_fd])
+
+    def _send_jobs(self, submissions: list[Submission]) -> None:
+        batch: list[tuple[Any, ...]] = []
+        fds: list[int] = []
+        for job_id, parcel, *rest in submissions:
+            batch.append((job_id, wire.portable(parcel, fds), *rest))
+            if len(batch) == _BATCH_JOBS or len(fds) == wire.MOST_DESCRIPTORS:
+                self._send((orders.SUBMIT, batch), fds)
+                batch, fds = [], []
+        if batch:
+            self._send((orders.SUBMIT, batch), fds)
+
+    def _send(self, message: object, fds: list[int] | None = None) -> None:
+        """Send one message. A supervisor that is dead gets all of it again from `_recover`."""
+        data = memoryview(wire.frame(message))
+        try:
+            sent = self._sock.sendmsg([data], wire.rights(fds or []))
+            self._sock.sendall(data[sent:])
+        except OSError:
+            return
+
+    # -- outcomes
+
+    def _receive(self) -> None:
+        """The receiving thread: deliver what settles; at the end of the supervisor, close or recover."""
+        while True:
+            try:
+                there = self._frames.read()
+            except OSError:
+                there = False
+            for message in self._frames.messages():
+                if message[0] == orders.SETTLED:
+                    self._on_settled(*message[1:])
+            if not there and not self._recover():
+                return
+
+    def _on_settled(
+        self, done: list[tuple[Any, ...]], failed: list[tuple[Any, ...]], recorded: list[tuple[int, bytes]]
+    ) -> None:
+        for job_id, value in recorded:
+            self._record(job_id, value)
+        fds = self._frames.fds
+        settled: list[Settled] = []
+        for job_id, parcel, *rest in done:
+            settled.append(Done(job_id, wire.unportable(parcel, fds), *rest))
+        for job_id, info, blamed, late in failed:
+            settled.append(Failed(job_id, info, wire.unportable(blamed, fds), wire.unportable(late, fds)))
+        for outcome in settled:
+            discard(self._pending.pop(outcome.job_id).parcel)
+        self._deaths = 0
+        if settled:
+            self._deliver(settled)
+
+    def _recover(self) -> bool:
+        """The supervisor is gone. False when that was wanted, and all that it left has settled."""
+        with self._lock:
+            self._process.wait()
+            self._sock.close()
+            self._sweep()
+            self._deaths += 1
+            final = self._closing or self._deaths >= _MOST_DEATHS
+            lost, waiting = self._sort_pending()
+            if final:
+                lost = list(self._pending.values())
+            failed: list[Settled] = [self._lost(submission) for submission in lost]
+            for submission in lost:
+                discard(self._pending.pop(submission.job_id).parcel)
+            if failed:
+                self._deliver(failed)
+            if final:
+                self._closing = True
+                self._release()
+                return False
+            self._start()
+            if self._budget_at is not None:
+                self._send((orders.BUDGET, self._budget_at))
+            self._send_jobs(waiting)
+            return True
+
+    def _sort_pending(self) -> tuple[list[Submission], list[Submission]]:
+        """What had begun and is not tried again, and what the next supervisor gets."""
+        policy = self._settings.policy
+        lost, waiting = [], []
+        for job_id, submission in self._pending.items():
+            mark = self._ledger[job_id % LEDGER_BYTES]
+            attempts = mark & ~LEDGER_OVER
+            begun = mark != 0 and not mark & LEDGER_OVER
+            if begun and not ("lost" in policy["retry_on"] and attempts <= policy["max_retries"]):
+                lost.append(submission)
+            else:
+                self._ledger[job_id % LEDGER_BYTES] = attempts | LEDGER_OVER if attempts else 0
+                waiting.append(submission._replace(attempts=attempts))
+        self._pending.update((submission.job_id, submission) for submission in waiting)
+        return lost, waiting
+
+    def _lost(self, submission: Submission) -> Failed:
+        mark = self._ledger[submission.job_id % LEDGER_BYTES]
+        closed = self._closing and mark == 0
+        info = {
+            "kind": "cancelled" if closed else "lost",
+            "cause": "closed" if closed else "supervisor",
+            "attempts": mark & ~LEDGER_OVER,
+            "memory_limit": submission.memory_limit,
+            "unkilled_pids": [],
+            "detail": f"it ended with exit code {self._process.returncode}",
+        }
+        return Failed(submission.job_id, info)
+
+    def _sweep(self) -> None:
+        """Kill what a dead supervisor left, found by the cookie in its environment."""
+        ends_at = time.monotonic() + _SWEEP_S
+        while (left := tree.with_cookie(self._cookie)) and time.monotonic() < ends_at:
+            tree.signal_all(left, signal.SIGKILL)
+            time.sleep(_STEP_S)  # bounded by the line above: a process takes a moment to die
+
+    def _release(self) -> None:
+        os.close(self._bundle_fd)
+        os.close(self._ledger_fd)

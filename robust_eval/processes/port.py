@@ -1,0 +1,162 @@
+"""The supervisor's end of one worker: its channels, its shared page, its stack dump, its output."""
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import socket
+from typing import NamedTuple
+
+from robust_eval.processes import system, wire
+from robust_eval.processes.layout import (
+    BEGUN_AT,
+    INSTANT,
+    LOST_AT,
+    NUMBER,
+    STACK_BYTES,
+    STAMP_BYTES,
+    STOP_AT,
+)
+from robust_eval.processes.output import Output
+from robust_eval.processes.parcel import Memory, Parcel, discard
+
+_MARKER_BYTES = 16
+_INBOX_BYTES = 1 << 22
+_DONT_WAIT = socket.MSG_DONTWAIT
+
+
+class ExitInfo(NamedTuple):
+    """What the end of a worker showed. `peak_bytes` is the most that was seen of its tree."""
+
+    signal: str | None = None
+    exit_code: int | None = None
+    stack: str | None = None
+    stack_missing: str | None = None
+    output_tail: str = ""
+    peak_bytes: int = 0
+    oom_killed: bool = False
+    channel_lost: bool = False
+
+
+class Port:
+    """One worker as the supervisor sees it. `child_fds` go to the template and are closed here then."""
+
+    def __init__(self, worker_id: int) -> None:
+        self.worker_id = worker_id
+        self.pid: int | None = None
+        self.exit_fd: int | None = None
+        self.doomed = False
+        self.peak_bytes = 0
+        self.marker = os.urandom(_MARKER_BYTES)
+        self._inbox, self._unread = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
+        self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INBOX_BYTES)
+        self.outbox, outbox = socket.socketpair()
+        self.outbox.setblocking(False)
+        self.reports = wire.Reports(self.outbox)
+        output, output_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(output_end, True)
+        self.output = Output(output, self.marker)
+        self._page_fd = system.memory_file(STAMP_BYTES + STACK_BYTES)
+        os.lseek(self._page_fd, STAMP_BYTES, os.SEEK_SET)
+        self._stamps = mmap.mmap(self._page_fd, STAMP_BYTES)
+        self.child_fds = [os.dup(self._unread.fileno()), outbox.detach(), output_end, os.dup(self._page_fd)]
+
+    # -- the inbox
+
+    def assign(self, settings: bytes) -> None:
+        """Give the worker its slot."""
+        self.send(wire.ASSIGN, 0, 0, settings)
+
+    def send(self, kind: int, attempt: int, job_id: int, parcel: Parcel) -> bool:
+        """Put a packet into the inbox. False when it is full."""
+        try:
+            if isinstance(parcel, Memory):
+                header = wire.packet_header(wire.JOB_IN_MEMORY, attempt, parcel.size, job_id)
+                self._inbox.sendmsg([header], wire.rights([parcel.fd]), _DONT_WAIT)
+            else:
+                header = wire.packet_header(kind, attempt, len(parcel), job_id)
+                self._inbox.send(header + parcel, _DONT_WAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}:
+                raise
+        return True
+
+    def take_back(self) -> list[int]:
+        """Remove what the worker has not read. Each packet has exactly one reader: the kernel sees to that."""
+        job_ids = []
+        while True:
+            try:
+                packet = wire.receive_packet(self._unread, _DONT_WAIT)
+            except (BlockingIOError, OSError):
+                return job_ids
+            if packet is None:
+                return job_ids
+            discard(packet.payload)
+            if packet.kind == wire.JOB:
+                job_ids.append(packet.job_id)
+
+    # -- the shared page
+
+    def stamp(self) -> tuple[int, float] | None:
+        """The job that the worker began last, and when."""
+        (number,) = NUMBER.unpack_from(self._stamps)
+        (begun_at,) = INSTANT.unpack_from(self._stamps, BEGUN_AT)
+        return (number - 1, begun_at) if number else None
+
+    def ask_to_stop(self, job_id: int) -> None:
+        """Let the worker's handler know which job is to stop."""
+        NUMBER.pack_into(self._stamps, STOP_AT, job_id + 1)
+
+    def stack(self) -> str:
+        """What faulthandler wrote."""
+        data = os.pread(self._page_fd, STACK_BYTES, STAMP_BYTES)
+        return data.rstrip(b"\0").decode("utf-8", "backslashreplace")
+
+    # -- the process
+
+    def signal(self, number: int) -> None:
+        """Send a signal to this very process, never to one that got its number since."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.exit_fd is not None and system.LINUX:
+                signal.pidfd_send_signal(self.exit_fd, number)
+            elif self.pid is not None:
+                os.kill(self.pid, number)
+
+    def exit_info(self, status: int, *, dumped: bool, oom_killed: bool) -> ExitInfo:
+        """What the dead worker left to be read."""
+        stack = self.stack() or None
+        missing = "the process wrote none within 5 ms: its signal is masked, or it is stopped" if dumped else None
+        return ExitInfo(
+            signal=_signal_name(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None,
+            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            stack=stack,
+            stack_missing=None if stack else missing,
+            output_tail=self.output.rest(),
+            peak_bytes=self.peak_bytes,
+            oom_killed=oom_killed,
+            channel_lost=bool(self._stamps[LOST_AT]),
+        )
+
+    def close(self) -> None:
+        """Close everything, once."""
+        for fd in self.child_fds:
+            os.close(fd)
+        self.child_fds = []
+        self._inbox.close()
+        self._unread.close()
+        self.reports.close()
+        self.output.close()
+        self._stamps.close()
+        os.close(self._page_fd)
+        if self.exit_fd is not None:
+            os.close(self.exit_fd)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

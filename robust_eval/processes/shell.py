@@ -1,0 +1,265 @@
+"""The supervisor process: one selector, one timer; it feeds the core and performs its actions.
+
+It owns every clock, channel and kill of one pool. It is single-threaded, imports no user code and unpickles nothing
+of the user's. The driver's orders and what happens to the crew become events for the core; what the core answers is
+done in `_perform`, and a turn ends with one batch of outcomes for the driver.
+"""
+
+import gc
+import os
+import select
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator
+from mmap import mmap
+from time import monotonic
+from typing import Any
+
+from robust_eval.processes import orders, system, tree, wire
+from robust_eval.processes.crew import Crew, Finished, Settings
+from robust_eval.processes.describe import describe
+from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
+from robust_eval.processes.link import DriverLink
+from robust_eval.processes.parcel import Parcel, discard, store
+from robust_eval.supervision import actions as act
+from robust_eval.supervision import events as ev
+from robust_eval.supervision.policy import Policy
+from robust_eval.supervision.supervisor import Supervisor
+
+_ORPHANED_S = 1.5
+_LAST_WORDS_S = 5.0
+_RETRY_S = 0.005
+_Entry = tuple[Parcel, int | None]
+
+
+class Shell:
+    """One supervisor process.
+
+    Args:
+        driver: the link to the driver; the descriptors of bundle and ledger came with its first message.
+        config: that message.
+        driver_exit_fd: becomes readable when the driver's process ends.
+    """
+
+    def __init__(self, driver: DriverLink, config: dict[str, Any], driver_exit_fd: int) -> None:
+        self._driver = driver
+        self._selector = selectors.DefaultSelector()
+        bundle_fd, ledger_fd = driver.frames.fds.popleft(), driver.frames.fds.popleft()
+        self._ledger = mmap(ledger_fd, LEDGER_BYTES)
+        settings = Settings(**config["settings"], bundle_fd=bundle_fd, ledger_fd=ledger_fd)
+        self._cookie = config["cookie"]
+        self._jobs: dict[int, _Entry] = {}
+        self._crew = Crew(settings, self._selector, self._memory_limit_of, self._on_record)
+        retry_on = frozenset(config["policy"].pop("retry_on"))
+        self._core = Supervisor(Policy(**config["policy"], retry_on=retry_on), monotonic())
+        self._events = self._crew.events
+        self._finished = False
+        self._gone_by: float | None = None
+        self._selector.register(driver.sock, selectors.EVENT_READ, self._on_driver)
+        self._selector.register(driver_exit_fd, selectors.EVENT_READ, self._on_driver_gone)
+        self._driver_exit_fd: int | None = driver_exit_fd
+
+    def run(self) -> None:
+        """Supervise until everything is settled and gone, or until the driver is."""
+        while not self._finished:
+            self._turn()
+            if self._gone_by is not None and monotonic() > self._gone_by:
+                break
+            for key, _ in self._selector.select(self._wait_s()):
+                key.data()
+            if self._driver.blocked:
+                self._driver.drain()
+        self._crew.close()
+        tree.signal_all(tree.with_cookie(self._cookie), signal.SIGKILL)
+        self._say_the_last()
+
+    def _say_the_last(self) -> None:
+        """Give a driver that reads slowly the time to read the last outcomes, within a bound."""
+        ends_at = monotonic() + _LAST_WORDS_S
+        self._driver.flush()
+        while self._driver.blocked and self._gone_by is None and (left_s := ends_at - monotonic()) > 0.0:
+            select.select([], [self._driver.sock], [], left_s)
+            self._driver.drain()
+
+    def _turn(self) -> None:
+        """Feed the core until it has nothing more to say, then send the driver its batch."""
+        while True:
+            now = monotonic()
+            at = self._core.next_deadline()
+            if at is not None and at <= now:
+                self._crew.look_before(self._core.due_workers(now))
+            events = self._events[:]
+            self._events.clear()
+            for action in self._core.handle(events, now):
+                self._PERFORM[type(action)](self, action)
+            if not self._events:
+                self._crew.measure(self._running, now)
+            if not self._events:
+                break
+        self._driver.flush()
+
+    def _wait_s(self) -> float | None:
+        instants = [self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by]
+        wait_s = self._crew.wait_s()
+        now = monotonic()
+        if self._driver.blocked:
+            instants.append(now + _RETRY_S)
+        if wait_s is not None:
+            instants.append(now + wait_s)
+        known = [at for at in instants if at is not None]
+        return max(0.0, min(known) - now) if known else None
+
+    def _running(self, worker_id: int) -> int | None:
+        worker = self._core.roster.workers.get(worker_id)
+        if worker is None or not worker.inbox or worker.doom is not None:
+            return None
+        return worker.inbox[0].job_id
+
+    def _memory_limit_of(self, job_id: int) -> int | None:
+        entry = self._jobs.get(job_id)
+        return entry[1] if entry is not None else None
+
+    # -- the driver
+
+    def _on_driver(self) -> None:
+        try:
+            there = self._driver.frames.read()
+        except BlockingIOError:
+            return
+        except OSError:
+            there = False
+        for message in self._driver.frames.messages():
+            self._ORDERS[message[0]](self, message)
+        if not there:
+            self._on_driver_gone()
+
+    def _on_driver_gone(self) -> None:
+        """The driver is dead, or has dropped its end: nobody wants the outcomes."""
+        if self._gone_by is None:
+            self._gone_by = monotonic() + _ORPHANED_S
+            self._selector.unregister(self._driver.sock)
+            if self._driver_exit_fd is not None:
+                self._selector.unregister(self._driver_exit_fd)
+            self._events.append(ev.CloseRequested())
+
+    def _on_submit(self, message: tuple[Any, ...]) -> None:
+        fds = self._driver.frames.fds
+        specs = []
+        for job_id, payload, timeout_s, memory_limit, attempts in message[1]:
+            self._jobs[job_id] = (wire.unportable(payload, fds), memory_limit)
+            specs.append(ev.JobSpec(job_id, timeout_s, attempts))
+        self._events.append(ev.JobsSubmitted(specs))
+
+    def _on_cancel(self, message: tuple[Any, ...]) -> None:
+        self._events.append(ev.JobsCancelled(message[1]))
+
+    def _on_budget(self, message: tuple[Any, ...]) -> None:
+        self._events.append(ev.BudgetSet(message[1]))
+
+    def _on_close(self, _message: tuple[Any, ...]) -> None:
+        self._events.append(ev.CloseRequested())
+
+    def _on_record(self, job_id: int, value: bytes) -> None:
+        self._driver.recorded.append((job_id, value))
+
+    # -- what the core orders
+
+    def _send_job(self, action: act.SendJob) -> None:
+        parcel, limit = self._jobs[action.job_id]
+        if isinstance(parcel, bytes) and len(parcel) > wire.PACKET_BYTES:
+            parcel = store([parcel], len(parcel))
+            self._jobs[action.job_id] = (parcel, limit)
+        if action.attempt > 1:
+            self._ledger[action.job_id % LEDGER_BYTES] |= LEDGER_OVER
+        self._crew.send(action.worker_id, action.job_id, action.attempt, parcel)
+        worker = self._core.roster.workers.get(action.worker_id)
+        if worker is not None and worker.inbox and worker.inbox[0].job_id == action.job_id:
+            self._crew.watch_memory(action.worker_id, action.job_id, self._core.now)
+
+    def _settle(self, action: act.SettleJob) -> None:
+        outcome = action.outcome
+        parcel, limit = self._jobs.pop(action.job_id)
+        discard(parcel)
+        if self._gone_by is not None:
+            _discard_all(outcome)
+            return
+        driver = self._driver
+        if driver.full:
+            driver.flush()
+        payload = outcome.payload
+        peak = 0
+        if isinstance(payload, Finished):
+            peak = payload.peak_bytes
+        if outcome.kind is None and isinstance(payload, Finished):
+            shown = wire.portable(payload.parcel, driver.fds)
+            driver.done.append(
+                (action.job_id, shown, outcome.begun_at, outcome.ended_at, outcome.attempts, peak, payload.output_tail)
+            )
+            return
+        unkilled = self._crew.alive(action.worker_id) if outcome.unkilled and action.worker_id is not None else []
+        info, blamed, late = describe(outcome, limit, unkilled)
+        driver.failed.append((action.job_id, info, wire.portable(blamed, driver.fds), wire.portable(late, driver.fds)))
+
+    def _finish(self, _action: act.Finish) -> None:
+        self._finished = True
+
+    _PERFORM: dict[type, Callable[["Shell", Any], None]] = {
+        act.StartTemplate: lambda self, _: self._crew.start_template(),
+        act.StartWorker: lambda self, action: self._crew.start_worker(action.worker_id),
+        act.AssignSlot: lambda self, action: self._crew.assign(action.worker_id, action.slot),
+        act.SendJob: _send_job,
+        act.TakeBack: lambda self, action: self._crew.take_back(action.worker_id),
+        act.StopJob: lambda self, action: self._crew.stop(action.worker_id, action.job_id),
+        act.DumpStack: lambda self, action: self._crew.dump(action.worker_id),
+        act.KillWorker: lambda self, action: self._crew.kill(action.worker_id),
+        act.SettleJob: _settle,
+        act.Finish: _finish,
+    }
+    _ORDERS: dict[int, Callable[["Shell", tuple[Any, ...]], None]] = {
+        orders.SUBMIT: _on_submit,
+        orders.CANCEL: _on_cancel,
+        orders.BUDGET: _on_budget,
+        orders.CLOSE: _on_close,
+    }
+
+
+def _discard_all(outcome: act.Outcome) -> None:
+    for payload in (outcome.payload, outcome.late_payload):
+        if isinstance(payload, Finished):
+            discard(payload.parcel)
+
+
+def main(argv: list[str]) -> None:
+    """Be a supervisor. Called by the command that `loading.command` makes.
+
+    Args:
+        argv: the descriptor of the stream to the driver.
+    """
+    driver = os.getppid()
+    sock = socket.socket(fileno=int(argv[0]))
+    os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the standard library's signature
+    system.adopt_orphans()
+    try:
+        exit_fd = system.watch_exit(driver)
+    except ProcessLookupError:
+        sys.exit(0)
+    link = DriverLink(sock)
+    messages: Generator[Any, None, None] = (none for none in ())
+    while (config := next(messages, None)) is None:
+        if not link.frames.read():
+            sys.exit(0)
+        messages = link.frames.messages()
+    messages.close()
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    gc.disable()
+    _raise_descriptor_limit()
+    Shell(link, config, exit_fd).run()
+
+
+def _raise_descriptor_limit() -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

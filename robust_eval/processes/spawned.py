@@ -1,0 +1,24 @@
+"""The entry of a worker that is a fresh interpreter (`start_method="spawn"`)."""
+
+import json
+import os
+
+from robust_eval.processes import loading, system
+from robust_eval.processes.worker import Bundle, run_worker
+
+
+def main(argv: list[str]) -> None:
+    """Run a worker. Called by the command that `loading.command` makes; the session and the parent are set already.
+
+    Args:
+        argv: the descriptor of the bundle, then those of the worker as a JSON list.
+    """
+    system.adopt_orphans()
+    bundle_fd, fds = int(argv[0]), json.loads(argv[1])
+
+    def load() -> Bundle:
+        bundle: Bundle = loading.load_bundle(bundle_fd)
+        loading.share_main(bundle)
+        return bundle
+
+    os._exit(run_worker(fds, load))

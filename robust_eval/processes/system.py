@@ -1,0 +1,90 @@
+"""What differs between the systems we run on.
+
+Linux is the system that the rules of supervision are written for. macOS has no pidfd, no memfd, no parent-death
+signal and no subreaper: exits are watched by kqueue, memory lies in unlinked files, and a descendant that left its
+process group and lost its parent is found by the cookie in its environment alone. The docs state what that weakens.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+
+LINUX = sys.platform == "linux"
+INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
+_F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
+
+
+def memory_file(size: int = 0) -> int:
+    """A descriptor of memory without a name; with a size, it has that size for good."""
+    if not LINUX:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+        os.ftruncate(fd, size)
+        return fd
+    fd = os.memfd_create("robust_eval", _MEMFD_FLAGS)
+    if size:
+        import fcntl
+
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SHRINK_GROW)
+    return fd
+
+
+def watch_exit(pid: int) -> int:
+    """A descriptor that becomes readable when the process exits.
+
+    Raises:
+        ProcessLookupError: it is gone already.
+    """
+    if LINUX:
+        return os.pidfd_open(pid)
+    queue = select.kqueue()  # type: ignore[attr-defined] # not on Linux
+    event = select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)  # type: ignore[attr-defined]
+    queue.control([event], 0)
+    fd = os.dup(queue.fileno())
+    queue.close()
+    return fd
+
+
+def _prctl(option: int, value: int) -> None:
+    if LINUX:
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the kernel when the parent's thread that started us ends; end now if it has ended."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def outlive_parent() -> None:
+    """Take `die_with` back."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parents die, instead of init."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def be_first_choice_of_oom_killer() -> None:
+    """Let the kernel's OOM killer take this process before the user's others."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("800")
+
+
+def oom_kills() -> int:
+    """How often the kernel's OOM killer has acted, on this machine and in this control group."""
+    count = 0
+    for path, key in (("/proc/vmstat", "oom_kill "), ("/sys/fs/cgroup/memory.events", "oom_kill ")):
+        with contextlib.suppress(OSError), open(path) as file:
+            count += sum(int(line.split()[1]) for line in file if line.startswith(key))
+    return count

@@ -1,0 +1,163 @@
+"""The template: loads the user's modules and function once, then only forks workers and buries them.
+
+It owns the parenthood of every worker: it alone can reap them, and what a dead worker leaves behind becomes its child,
+since it is a subreaper. It reports a worker's exit once nothing of the worker's tree is left. It must not know jobs,
+limits or time, apart from the half second that a resource tracker gets.
+"""
+
+import gc
+import json
+import os
+import selectors
+import socket
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from time import monotonic
+from typing import Any
+
+from robust_eval.errors import InternalError
+from robust_eval.processes import loading, system, tree, wire
+from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.blame import traceback_text
+from robust_eval.processes.worker import Bundle, high, run_worker
+
+_MESSAGE_BYTES = 1 << 16
+_MOST_FDS = 8
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _MOST_FDS)
+_LAST_WORDS_BYTES = 1 << 15
+
+
+class Template:
+    """One template process.
+
+    Args:
+        control: the packet socket to the supervisor.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._supervisor = os.getppid()
+        self._undertaker = Undertaker(self._watch, self._unwatch)
+        self._load: Callable[[], Bundle] = _nothing_loaded
+        self._argv: list[str] = []
+
+    def run(self) -> None:
+        """Load, then serve the supervisor until it is gone."""
+        system.die_with(self._supervisor)
+        system.adopt_orphans()
+        message, fds = self._receive()
+        try:
+            self._prepare(message, fds[0])
+        except BaseException as error:  # noqa: BLE001 - the user's imports raise anything
+            text = traceback_text(error, unwind=0)
+            self._say({"failed": text[-_LAST_WORDS_BYTES:]})
+            return
+        system.outlive_parent()
+        self._selector.register(self._control, selectors.EVENT_READ)
+        supervisor_fd = system.watch_exit(self._supervisor)
+        self._selector.register(supervisor_fd, selectors.EVENT_READ)
+        self._undertaker.spare(tree.children(os.getpid()))
+        gc.collect()
+        gc.freeze()
+        self._say({"ready": list(sys.version_info[:3])})
+        while os.getppid() == self._supervisor:
+            ready = {key.fd for key, _ in self._selector.select(self._undertaker.wait_s(monotonic()))}
+            if supervisor_fd in ready:
+                break
+            self._bury()
+            if self._control.fileno() in ready and not self._obey():
+                break
+        self._undertaker.kill_all()
+
+    def _prepare(self, message: dict[str, Any], bundle_fd: int) -> None:
+        """Import and load what the workers need before the first of them is forked."""
+        for name in message["preload"]:
+            import_module(name)
+        if message["start_method"] == "spawn":
+            os.set_inheritable(bundle_fd, True)
+            self._argv = [*message["argv"], str(bundle_fd)]
+            return
+        bundle = loading.load_bundle(bundle_fd)
+        loading.refuse_cuda()
+        loading.share_main(bundle)
+        self._load = lambda: bundle
+
+    def _obey(self) -> bool:
+        """Perform one order. False at end-of-file."""
+        message, fds = self._receive()
+        if not message:
+            return False
+        worker_id = message["fork"]
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(fds)
+        for fd in fds:
+            os.close(fd)
+        self._undertaker.add(pid, worker_id)
+        exit_fd = system.watch_exit(pid)
+        self._say({"forked": worker_id, "pid": pid}, [exit_fd])
+        os.close(exit_fd)
+        return True
+
+    def _become_worker(self, fds: list[int]) -> None:
+        """In the forked child: run the worker and never return."""
+        code = 1
+        try:
+            template = os.getppid()
+            os.setsid()
+            system.die_with(template)
+            system.adopt_orphans()
+            system.be_first_choice_of_oom_killer()
+            if self._argv:
+                for fd in fds:
+                    os.set_inheritable(fd, True)
+                os.execv(self._argv[0], [*self._argv, json.dumps(fds)])
+            self._selector.close()
+            self._undertaker.forget()
+            self._control.close()
+            code = run_worker(fds, self._load)
+        except BaseException:  # noqa: BLE001 - a forked child must not return into the template
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+
+    def _bury(self) -> None:
+        for worker_id, status, left in self._undertaker.bury(monotonic()):
+            self._say({"exited": worker_id, "status": status, "left": left})
+
+    def _watch(self, pid: int) -> int:
+        fd = system.watch_exit(pid)
+        self._selector.register(fd, selectors.EVENT_READ)
+        return fd
+
+    def _unwatch(self, fd: int) -> None:
+        self._selector.unregister(fd)
+        os.close(fd)
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES)
+        return (json.loads(data) if data else {}), wire.descriptors(ancillary)
+
+    def _say(self, message: dict[str, object], fds: list[int] | None = None) -> None:
+        try:
+            self._control.sendmsg([json.dumps(message).encode()], wire.rights(fds or []))
+        except OSError:
+            self._undertaker.kill_all()
+            os._exit(1)
+
+
+def _nothing_loaded() -> Bundle:
+    msg = "a worker was forked before the template had loaded"
+    raise InternalError(msg)
+
+
+def main(argv: list[str]) -> None:
+    """Run a template. Called by the command that `loading.command` makes.
+
+    Args:
+        argv: the descriptor of the control socket.
+    """
+    Template(socket.socket(fileno=high(int(argv[0])))).run()
+    os._exit(0)

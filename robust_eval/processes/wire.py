@@ -1,0 +1,217 @@
+"""Frames <-> bytes on the three kinds of channel.
+
+- driver <-> supervisor, a stream: length, number of descriptors, marshal. Both ends are ours and of one interpreter.
+- supervisor -> worker, packets: one job a packet, so that the supervisor can take back exactly what was not read.
+- worker -> supervisor, a stream: a fixed header and an opaque payload. The worker runs the user's code, so nothing of
+  it is trusted: a header that is not exactly right is a `ProtocolError`, and no decoder with an opinion runs here.
+"""
+
+import array
+import marshal
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from robust_eval.errors import RobustEvalError
+from robust_eval.processes.parcel import Memory, Parcel
+
+MARSHAL_VERSION = 4
+MOST_DESCRIPTORS = 200
+_FRAME = struct.Struct("<IH")
+_READ_BYTES = 1 << 18
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
+_ONE_FD_BYTES = socket.CMSG_SPACE(4)
+
+
+class ProtocolError(RobustEvalError):
+    """The other end sent something that is not a valid frame."""
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came with a message."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def rights(fds: list[int]) -> "list[tuple[int, int, array.array[int]]]":
+    """Ancillary data that hands descriptors over."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+
+
+# -- driver <-> supervisor
+
+
+class Frames:
+    """Splits a stream of marshalled messages. `fds` are taken in the order in which the messages name them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self.fds: deque[int] = deque()
+
+    def read(self) -> bool:
+        """Receive once. False at end-of-file. BlockingIOError passes through."""
+        data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+        if ancillary:
+            self.fds.extend(descriptors(ancillary))
+        self._buffer += data
+        return bool(data)
+
+    def messages(self) -> Generator[Any, None, None]:
+        """The whole messages received so far."""
+        buffer, position = self._buffer, 0
+        try:
+            while len(buffer) - position >= _FRAME.size:
+                size, _ = _FRAME.unpack_from(buffer, position)
+                start = position + _FRAME.size
+                if len(buffer) - start < size:
+                    break
+                with memoryview(buffer) as view:
+                    message = marshal.loads(view[start : start + size])
+                position = start + size
+                yield message
+        finally:
+            del buffer[:position]
+
+
+def frame(message: object) -> bytes:
+    """One message for a `Frames` at the other end."""
+    body = marshal.dumps(message, MARSHAL_VERSION)
+    return _FRAME.pack(len(body), 0) + body
+
+
+def portable(parcel: Parcel | None, fds: list[int]) -> bytes | int | None:
+    """A parcel as it stands in a message: its bytes, or its size while its descriptor goes to `fds`."""
+    if isinstance(parcel, Memory):
+        fds.append(parcel.fd)
+        return parcel.size
+    return parcel
+
+
+def unportable(value: bytes | int | None, fds: deque[int]) -> Parcel | None:
+    """The parcel that stands in a message."""
+    return Memory(fds.popleft(), value) if isinstance(value, int) else value
+
+
+# -- supervisor -> worker
+
+_PACKET = struct.Struct("<BBxxIQ")
+PACKET_HEADER_BYTES = _PACKET.size
+PACKET_BYTES = 1 << 17
+ASSIGN, JOB, JOB_IN_MEMORY = 1, 2, 3
+
+
+class Packet(NamedTuple):
+    """One packet of an inbox: what it is, the attempt, the job's id, and the payload."""
+
+    kind: int
+    attempt: int
+    job_id: int
+    payload: Parcel
+
+
+def packet_header(kind: int, attempt: int, size: int, job_id: int) -> bytes:
+    """The head of a packet."""
+    return _PACKET.pack(kind, min(attempt, 255), size, job_id)
+
+
+def receive_packet(sock: socket.socket, flags: int = 0) -> Packet | None:
+    """Receive one packet; None at end-of-file."""
+    data, ancillary, _, _ = sock.recvmsg(PACKET_BYTES + PACKET_HEADER_BYTES, _ONE_FD_BYTES, flags)
+    if not data:
+        return None
+    kind, attempt, size, job_id = _PACKET.unpack_from(data)
+    if kind == JOB_IN_MEMORY:
+        return Packet(JOB, attempt, job_id, Memory(descriptors(ancillary)[0], size))
+    return Packet(kind, attempt, job_id, data[PACKET_HEADER_BYTES:])
+
+
+# -- worker -> supervisor
+
+_HEADER = struct.Struct("<HBBIQddQ")
+HEADER_BYTES = _HEADER.size
+_MAGIC = 0x5EED
+READY, START_FAILED, RESULT, RECORD = 1, 2, 3, 4
+IN_MEMORY, LEFTOVERS, LEAVING, PRINTED = 1, 2, 4, 8
+KINDS = (None, "exception", "memory", "invalid", "unpicklable", "timeout")
+_KIND_SHIFT = 4
+_MOST_BYTES = 1 << 31
+
+
+class Report(NamedTuple):
+    """One frame of a worker. Instants are monotonic seconds, the peak is in bytes."""
+
+    kind: int
+    flags: int
+    job_id: int
+    begun_at: float
+    ended_at: float
+    peak_bytes: int
+    payload: Parcel
+
+    @property
+    def failure_kind(self) -> str | None:
+        """None for a value."""
+        return KINDS[self.flags >> _KIND_SHIFT]
+
+
+def report_header(
+    kind: int, flags: int, failure: int, size: int, job_id: int, times: tuple[float, float], peak_bytes: int
+) -> bytes:
+    """The head of a report; `failure` is an index into `KINDS`."""
+    return _HEADER.pack(_MAGIC, kind, flags | failure << _KIND_SHIFT, size, job_id, *times, peak_bytes)
+
+
+class Reports:
+    """Splits what a worker sends, trusting nothing."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self._fds: deque[int] = deque()
+
+    def read(self) -> bool:
+        """Receive once. False at end-of-file. BlockingIOError passes through."""
+        data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+        if ancillary:
+            self._fds.extend(descriptors(ancillary))
+        self._buffer += data
+        return bool(data)
+
+    def reports(self) -> Generator[Report, None, None]:
+        """The whole reports received so far.
+
+        Raises:
+            ProtocolError: something in between is not a report.
+        """
+        buffer, position = self._buffer, 0
+        try:
+            while len(buffer) - position >= HEADER_BYTES:
+                magic, kind, flags, size, job_id, begun_at, ended_at, peak = _HEADER.unpack_from(buffer, position)
+                start = position + HEADER_BYTES
+                in_memory = flags & IN_MEMORY
+                if magic != _MAGIC or not 1 <= kind <= RECORD or flags >> _KIND_SHIFT >= len(KINDS):
+                    msg = f"the worker wrote {bytes(buffer[position : position + 16])!r} where a report was due"
+                    raise ProtocolError(msg)
+                if in_memory and not self._fds:
+                    msg = "the worker announced a result in shared memory and sent no descriptor"
+                    raise ProtocolError(msg)
+                if not in_memory and (size > _MOST_BYTES or len(buffer) - start < size):
+                    break
+                payload = Memory(self._fds.popleft(), size) if in_memory else bytes(buffer[start : start + size])
+                position = start if in_memory else start + size
+                yield Report(kind, flags, job_id, begun_at, ended_at, peak, payload)
+        finally:
+            del buffer[:position]
+
+    def close(self) -> None:
+        """Close the descriptors that nobody took, and the channel."""
+        while self._fds:
+            os.close(self._fds.popleft())
+        self._sock.close()
