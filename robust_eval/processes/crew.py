@@ -74,7 +74,7 @@ class Crew:
         self._template: TemplateLink | None = None
         self._ports: dict[int, Port] = {}
         self._dumped: set[int] = set()
-        self._waiting: list[int] = []
+        self._gone: list[Callable[[], None]] = []
         self.meter = Meter()
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._oom_kills = system.oom_kills()
@@ -319,7 +319,7 @@ class Crew:
         self._selector_forget(port.output.fd)
         self.meter.remove(port.worker_id)
         del self._ports[port.worker_id]
-        port.close()
+        self._gone.append(port.close)
 
     # -- a template that is gone
 
@@ -344,12 +344,18 @@ class Crew:
             self._selector_forget(fd)
         self._template = None
         self._undertaker.spare([])
-        template.close(_CLOSE_S)
+        template.end(_CLOSE_S)
+        self._gone.append(template.close)
 
     def bury(self) -> None:
         """Reap what came to this process."""
         for worker_id, status, _left in self._undertaker.bury(monotonic()):
             self._on_exit(worker_id, status)
+
+    def close_gone(self) -> None:
+        """Close what belonged to the dead. Not before the end of a turn: others may be about to look at it."""
+        while self._gone:
+            self._gone.pop()()
 
     def wait_s(self) -> float | None:
         """How long this process may sleep before an orphan must be looked at."""
@@ -362,6 +368,7 @@ class Crew:
         self._undertaker.kill_all()
         for port in list(self._ports.values()):
             self._forget(port)
+        self.close_gone()
 
     # -- descriptors
 

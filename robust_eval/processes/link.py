@@ -148,14 +148,18 @@ class TemplateLink:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    def close(self, wait_s: float) -> None:
+    def end(self, wait_s: float) -> None:
         """Let it end by itself, then make it end."""
-        self.sock.close()
+        self.sock.shutdown(socket.SHUT_RDWR)
         try:
             self._process.wait(wait_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(wait_s)
+
+    def close(self) -> None:
+        """Close what is left of it here."""
+        self.sock.close()
         os.close(self.exit_fd)
         os.close(self.log_fd)
 

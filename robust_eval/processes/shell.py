@@ -98,6 +98,7 @@ class Shell:
                 self._crew.measure(self._running, now)
             if not self._events:
                 break
+        self._crew.close_gone()
         self._driver.flush()
 
     def _wait_s(self) -> float | None:
