@@ -65,7 +65,7 @@ class ProcessPoolEvaluator(Evaluator):
         RobustEvalError: on Windows, or where the run function cannot be pickled.
     """
 
-    def __init__(  # noqa: PLR0913 - each has a user who would miss it
+    def __init__(  # noqa: PLR0917 - DeepHyper's signature
         self,
         run_function: Callable[..., Any],
         num_workers: int = 1,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_eval.failure import Failure, FailureKind
 from robust_eval.processes.blame import rebuilt
-from robust_eval.processes.parcel import Parcel, discard, open_parcel, unpack
+from robust_eval.processes.parcel import Parcel, open_parcel, unpack
 from robust_eval.processes.pool import Done, Failed, Settled
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
     )
 
 
-def _fields(blamed: Parcel | None) -> dict[str, Any]:
-    if blamed is None:
+def _fields(blamed: Parcel) -> dict[str, Any]:
+    if not blamed:
         return {}
     try:
         fields = unpack(open_parcel(blamed))
@@ -123,8 +123,8 @@ def _fields(blamed: Parcel | None) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _late(late: Parcel | None) -> Any:
-    if late is None:
+def _late(late: Parcel) -> Any:
+    if not late:
         return None
     try:
         objective, _, _ = unpack(open_parcel(late))
@@ -186,7 +186,8 @@ def _about_memory(info: Mapping[str, Any]) -> str:
     peak = info.get("peak_memory") or 0
     if info.get("oom_killed"):
         return f"the kernel's OOM killer ended the worker (peak seen: {peak / _GIB:.2f} GiB)"
-    return f"the job's process tree took {peak / _GIB:.2f} GiB, over its memory_limit of {info['memory_limit'] / _GIB:.2f} GiB"
+    limit = info["memory_limit"]
+    return f"the job's process tree took {peak / _GIB:.2f} GiB, over its memory_limit of {limit / _GIB:.2f} GiB"
 
 
 def _about_crash(info: Mapping[str, Any], detail: str) -> str:

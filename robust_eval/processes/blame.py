@@ -6,18 +6,20 @@ happens in the worker, under the job's own clock, and what leaves the worker is 
 
 import pickle
 import traceback
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robust_eval.errors import InvalidOutput, JobStop
 from robust_eval.processes.parcel import open_parcel, pack, unpack
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _MOST_FRAMES = 100
 _MOST_CHARS = 1 << 16
 _MOST_EXCEPTION_BYTES = 1 << 18
 
 
-class Unpicklable(Exception):  # noqa: N818 - a mark on its cause, never seen by a user
+class Unpicklable(Exception):
     """The job's configuration or result cannot cross the process boundary."""
 
     def __init__(self, what: str, error: BaseException) -> None:

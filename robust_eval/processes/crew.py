@@ -84,7 +84,9 @@ class Crew:
     def start_template(self) -> None:
         """Start a template process."""
         settings = self._settings
-        link = TemplateLink(settings.argv, settings.environment, settings.init, settings.bundle_fd, settings.descriptor_limit)
+        link = TemplateLink(
+            settings.argv, settings.environment, settings.init, settings.bundle_fd, settings.descriptor_limit
+        )
         self._template = link
         self._undertaker.spare([link.pid])
         self._register(link.sock.fileno(), self._on_template)

@@ -8,13 +8,11 @@ from robust_eval.processes.port import ExitInfo
 from robust_eval.supervision.actions import Outcome
 
 
-def describe(
-    outcome: Outcome, memory_limit: int | None, unkilled: list[int]
-) -> tuple[dict[str, Any], Parcel | None, Parcel | None]:
+def describe(outcome: Outcome, memory_limit: int | None, unkilled: list[int]) -> tuple[dict[str, Any], Parcel, Parcel]:
     """A failed outcome as values that marshal, with what the worker said of the failure and what it returned late.
 
     Returns:
-        The description, the worker's own fields or None, the late result or None.
+        The description, the worker's own fields, the late result; the latter two empty where there are none.
     """
     info: dict[str, Any] = {
         "kind": outcome.kind,
@@ -33,7 +31,8 @@ def describe(
         peak_bytes = outcome.detail[0]
     elif outcome.detail is not None:
         info["detail"] = str(outcome.detail)
-    blamed = late = None
+    blamed: Parcel = b""
+    late: Parcel = b""
     if isinstance(outcome.payload, Finished):
         blamed = outcome.payload.parcel
         info["output_tail"] = outcome.payload.output_tail

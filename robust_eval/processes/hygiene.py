@@ -5,11 +5,11 @@ different, and the worker is then replaced. The generators of `random` and numpy
 moves them, so a generator that moved is given a fresh seed before the next job, and no process is spent on it.
 """
 
-import _signal
 import _thread
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import random
 import resource
@@ -18,6 +18,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+# The wrappers of `signal` make enums of what these return, at ten times the cost.
+getsignal: Callable[[int], Any] = importlib.import_module("_signal").getsignal
+pthread_sigmask: Callable[[int, tuple[int, ...]], set[int]] = importlib.import_module("_signal").pthread_sigmask
 _SIGNALS = tuple(
     int(number)
     for number in signal.valid_signals()
@@ -37,7 +40,7 @@ def _umask() -> int:
 
 
 def _handlers(numbers: tuple[int, ...]) -> list[Any]:
-    return [_signal.getsignal(number) for number in numbers]
+    return [getsignal(number) for number in numbers]
 
 
 def _directory() -> str:
@@ -57,11 +60,11 @@ class Baseline:
     def __init__(self) -> None:
         quick = tuple(int(number) for number in _QUICK_SIGNALS)
         self._quick: dict[str, Callable[[], object]] = {
-            "threads": _thread._count,
+            "threads": _thread._count,  # noqa: SLF001 - all threads that Python started, in 50 ns
             "working directory": _directory,
             "signal handlers": lambda: _handlers(quick),
             "timers": lambda: signal.getitimer(signal.ITIMER_REAL),
-            "signal mask": lambda: _signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            "signal mask": lambda: pthread_sigmask(signal.SIG_BLOCK, ()),
             "recursion limit": sys.getrecursionlimit,
             "garbage collector": lambda: (gc.isenabled(), gc.get_threshold()),
             "umask": _umask,
@@ -74,13 +77,13 @@ class Baseline:
             "CPU affinity": _affinity,
         }
         self._streams = (sys.stdout, sys.stderr, sys.stdin)
-        self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # the bytes themselves, no decoding
+        self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
         self._was = [look() for look in self._quick.values()]
         self._was_thorough = [look() for look in self._thorough.values()]
 
     def changed(self) -> str | None:
         """The name of something that differs from the baseline, or None. Costs about 5 us."""
-        if os.environ._data != self._environment:  # type: ignore[attr-defined]
+        if os.environ._data != self._environment:  # type: ignore[attr-defined] # noqa: SLF001 - as above
             return "environment"
         if (sys.stdout, sys.stderr, sys.stdin) != self._streams or sys.stdout.closed or sys.stderr.closed:
             return "standard streams"
@@ -122,14 +125,15 @@ class Randomness:
         seen.append(position.value)
         state = generator.getstate()[1][-1]
         if seen == [_STATE_WORDS, state]:
-            return ctypes.c_int.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # type: ignore[attr-defined]
+            return ctypes.c_int.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # noqa: SLF001 - see above
         return None
 
     def _find_numpy(self) -> None:
         self._numpy = sys.modules.get("numpy.random")
         if self._numpy is not None:
             with contextlib.suppress(AttributeError, TypeError):
-                address = self._numpy.mtrand._rand._bit_generator.ctypes.state_address
+                legacy = self._numpy.mtrand._rand._bit_generator  # noqa: SLF001 - there is no public name for it
+                address = legacy.ctypes.state_address
                 self._numpy_position = ctypes.c_int.from_address(address + 4 * _STATE_WORDS)
             self._reseed_numpy()
 

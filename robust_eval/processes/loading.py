@@ -31,7 +31,7 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
             needed only where these install import hooks: the path itself is handed over.
     """
     flags = [] if imports_site else ["-S"]
-    path = json.dumps([entry if entry else os.getcwd() for entry in sys.path])
+    path = json.dumps([entry or os.getcwd() for entry in sys.path])
     return [python, *flags, "-c", _BOOT.format(module=module), path]
 
 
@@ -74,7 +74,9 @@ def share_main(bundle: object) -> None:
     """
     del bundle
     main = sys.modules["__main__"].__dict__
-    functions = [obj for obj in gc.get_objects() if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__"]
+    functions = [
+        obj for obj in gc.get_objects() if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__"
+    ]
     for function in functions:
         if function.__globals__ is not main:
             shared = {name: value for name, value in function.__globals__.items() if not name.startswith("__")}

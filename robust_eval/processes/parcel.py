@@ -69,9 +69,11 @@ def _join(data: bytes, buffers: list[memoryview]) -> Parcel:
     head = _BUFFERS + _COUNT.pack(len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes)
     pieces: list[bytes | memoryview] = []
     position = 0
-    for piece in (head, data, *buffers):
+    contents: list[bytes | memoryview] = [head, data, *buffers]
+    for piece in contents:
         gap = -position % _ALIGN
-        pieces.extend((bytes(gap), piece))
+        pieces.append(bytes(gap))
+        pieces.append(piece)
         position += gap + len(piece)
     return store(pieces, position) if position >= INLINE_BYTES else b"".join(pieces)
 
@@ -128,4 +130,3 @@ def discard(parcel: object) -> None:
     """Close the memfd of a parcel that nobody will open."""
     if isinstance(parcel, Memory):
         os.close(parcel.fd)
-

@@ -55,12 +55,16 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A job that failed: `info` as `orders.describe` gives it, what the worker said, what was returned too late."""
+    """A job that failed.
+
+    `info` is as `describe` gives it, `blamed` what the worker said and `late` what it returned too late, both empty
+    where there is nothing.
+    """
 
     job_id: int
     info: dict[str, Any]
-    blamed: Parcel | None = None
-    late: Parcel | None = None
+    blamed: Parcel = b""
+    late: Parcel = b""
 
 
 Settled = Done | Failed
@@ -314,7 +318,7 @@ class Pool:
     def _lost(self, submission: Submission) -> Failed:
         mark = self._ledger[submission.job_id % LEDGER_BYTES]
         closed = self._closing and mark == 0
-        info = {
+        info: dict[str, Any] = {
             "kind": "cancelled" if closed else "lost",
             "cause": "closed" if closed else "supervisor",
             "attempts": mark & ~LEDGER_OVER,

@@ -52,7 +52,7 @@ class Port:
         self._inbox, self._unread = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
         self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INBOX_BYTES)
         self.outbox, outbox = socket.socketpair()
-        self.outbox.setblocking(False)
+        self.outbox.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self.reports = wire.Reports(self.outbox)
         output, output_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(output_end, True)
@@ -86,7 +86,7 @@ class Port:
 
     def take_back(self) -> list[int]:
         """Remove what the worker has not read. Each packet has exactly one reader: the kernel sees to that."""
-        job_ids = []
+        job_ids: list[int] = []
         while True:
             try:
                 packet = wire.receive_packet(self._unread, _DONT_WAIT)

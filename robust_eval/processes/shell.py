@@ -12,10 +12,10 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from mmap import mmap
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from robust_eval.processes import orders, system, tree, wire
 from robust_eval.processes.crew import Crew, Finished, Settings
@@ -206,7 +206,7 @@ class Shell:
     def _finish(self, _action: act.Finish) -> None:
         self._finished = True
 
-    _PERFORM: dict[type, Callable[["Shell", Any], None]] = {
+    _PERFORM: ClassVar[dict[type, Callable[["Shell", Any], None]]] = {
         act.StartTemplate: lambda self, _: self._crew.start_template(),
         act.StartWorker: lambda self, action: self._crew.start_worker(action.worker_id),
         act.AssignSlot: lambda self, action: self._crew.assign(action.worker_id, action.slot),
@@ -218,7 +218,7 @@ class Shell:
         act.SettleJob: _settle,
         act.Finish: _finish,
     }
-    _ORDERS: dict[int, Callable[["Shell", tuple[Any, ...]], None]] = {
+    _ORDERS: ClassVar[dict[int, Callable[["Shell", tuple[Any, ...]], None]]] = {
         orders.SUBMIT: _on_submit,
         orders.CANCEL: _on_cancel,
         orders.BUDGET: _on_budget,
@@ -247,16 +247,22 @@ def main(argv: list[str]) -> None:
     except ProcessLookupError:
         sys.exit(0)
     link = DriverLink(sock)
-    messages: Generator[Any, None, None] = (none for none in ())
-    while (config := next(messages, None)) is None:
-        if not link.frames.read():
-            sys.exit(0)
-        messages = link.frames.messages()
-    messages.close()
+    config = _first_message(link)
     sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
     gc.disable()
     _raise_descriptor_limit()
     Shell(link, config, exit_fd).run()
+
+
+def _first_message(link: DriverLink) -> dict[str, Any]:
+    """What the driver says first; what came behind it stays for the loop."""
+    while link.frames.read():
+        messages = link.frames.messages()
+        config: dict[str, Any] | None = next(messages, None)
+        messages.close()
+        if config is not None:
+            return config
+    sys.exit(0)
 
 
 def _raise_descriptor_limit() -> None:

@@ -11,16 +11,18 @@ import os
 import selectors
 import socket
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_eval.errors import InternalError
 from robust_eval.processes import loading, system, tree, wire
-from robust_eval.processes.burial import Undertaker
 from robust_eval.processes.blame import traceback_text
+from robust_eval.processes.burial import Undertaker
 from robust_eval.processes.worker import Bundle, high, run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MESSAGE_BYTES = 1 << 16
 _MOST_FDS = 8
@@ -76,7 +78,7 @@ class Template:
         for name in message["preload"]:
             import_module(name)
         if message["start_method"] == "spawn":
-            os.set_inheritable(bundle_fd, True)
+            os.set_inheritable(bundle_fd, True)  # noqa: FBT003 - the standard library's signature
             self._argv = [*message["argv"], str(bundle_fd)]
             return
         bundle = loading.load_bundle(bundle_fd)
@@ -112,7 +114,7 @@ class Template:
             system.be_first_choice_of_oom_killer()
             if self._argv:
                 for fd in fds:
-                    os.set_inheritable(fd, True)
+                    os.set_inheritable(fd, True)  # noqa: FBT003 - as above
                 os.execv(self._argv[0], [*self._argv, json.dumps(fds)])
             self._selector.close()
             self._undertaker.forget()

@@ -80,21 +80,24 @@ class Frames:
             del buffer[:position]
 
 
-def frame(message: object) -> bytes:
+def frame(message: Any) -> bytes:
     """One message for a `Frames` at the other end."""
     body = marshal.dumps(message, MARSHAL_VERSION)
     return _FRAME.pack(len(body), 0) + body
 
 
-def portable(parcel: Parcel | None, fds: list[int]) -> bytes | int | None:
-    """A parcel as it stands in a message: its bytes, or its size while its descriptor goes to `fds`."""
+def portable(parcel: Parcel, fds: list[int]) -> bytes | int:
+    """A parcel as it stands in a message: its bytes, or its size while its descriptor goes to `fds`.
+
+    Where there is none, its bytes are empty.
+    """
     if isinstance(parcel, Memory):
         fds.append(parcel.fd)
         return parcel.size
     return parcel
 
 
-def unportable(value: bytes | int | None, fds: deque[int]) -> Parcel | None:
+def unportable(value: bytes | int, fds: deque[int]) -> Parcel:
     """The parcel that stands in a message."""
     return Memory(fds.popleft(), value) if isinstance(value, int) else value
 
@@ -161,11 +164,11 @@ class Report(NamedTuple):
         return KINDS[self.flags >> _KIND_SHIFT]
 
 
-def report_header(
-    kind: int, flags: int, failure: int, size: int, job_id: int, times: tuple[float, float], peak_bytes: int
+def report_header(  # noqa: PLR0917 - once a job: names would cost more than the call
+    kind: int, flags: int, failure: int, size: int, job_id: int, measures: tuple[float, float, int]
 ) -> bytes:
-    """The head of a report; `failure` is an index into `KINDS`."""
-    return _HEADER.pack(_MAGIC, kind, flags | failure << _KIND_SHIFT, size, job_id, *times, peak_bytes)
+    """The head of a report; `failure` is an index into `KINDS`, `measures` are begin, end and peak."""
+    return _HEADER.pack(_MAGIC, kind, flags | failure << _KIND_SHIFT, size, job_id, *measures)
 
 
 class Reports:

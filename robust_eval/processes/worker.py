@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import termios
 import threading
@@ -63,10 +62,10 @@ class _CountedWrites(io.FileIO):
 
     written = False
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         """Write, and remember it."""
         self.written = True
-        return super().write(data)
+        return super().write(data) or 0
 
 
 def high(fd: int) -> int:
@@ -174,7 +173,7 @@ class Worker:
         changed = self._baseline.changed() or (self._baseline.changed_thoroughly() if was_long else None)
         leaving = last or changed is not None
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
-        self._send(wire.RESULT, flags, failure, parcel, job_id, (begun_at, ended_at), peak_bytes)
+        self._send(wire.RESULT, (flags, failure), parcel, job_id, (begun_at, ended_at, peak_bytes))
         if left:
             _wait_for_the_end()
         self._randomness.renew()
@@ -214,7 +213,7 @@ class Worker:
 
     def record(self, value: Any) -> None:
         """Send an intermediate value to the driver now; it is kept even if the job is then killed."""
-        self._send(wire.RECORD, 0, 0, pack_plain(value), self._job_id)
+        self._send(wire.RECORD, parcel=pack_plain(value), job_id=self._job_id)
 
     def stop_requested(self) -> bool:
         """Whether the supervisor has asked this job to stop."""
@@ -230,24 +229,29 @@ class Worker:
     def _send(
         self,
         kind: int,
-        flags: int = 0,
-        failure: int = 0,
+        status: tuple[int, int] = (0, 0),
         parcel: Parcel = b"",
         job_id: int = 0,
-        times: tuple[float, float] = (0.0, 0.0),
-        peak_bytes: int = 0,
+        measures: tuple[float, float, int] = (0.0, 0.0, 0),
     ) -> None:
-        """Report to the supervisor. A worker whose channel the job closed says so in its stamps and ends."""
+        """Report to the supervisor. A worker whose channel the job closed says so in its stamps and ends.
+
+        Args:
+            kind: of the report.
+            status: its flags, and the failure as an index into `wire.KINDS`.
+            parcel: its payload.
+            job_id: the job that it is about.
+            measures: begin and end in monotonic seconds, peak in bytes.
+        """
+        flags, failure = status
         try:
             with self._sending:
                 if isinstance(parcel, Memory):
-                    header = wire.report_header(
-                        kind, flags | wire.IN_MEMORY, failure, parcel.size, job_id, times, peak_bytes
-                    )
+                    header = wire.report_header(kind, flags | wire.IN_MEMORY, failure, parcel.size, job_id, measures)
                     self._outbox.sendmsg([header], wire.rights([parcel.fd]))
                     discard(parcel)
                 else:
-                    header = wire.report_header(kind, flags, failure, len(parcel), job_id, times, peak_bytes)
+                    header = wire.report_header(kind, flags, failure, len(parcel), job_id, measures)
                     self._outbox.sendall(header + parcel)
         except OSError:
             self._stamps[LOST_AT] = 1
