@@ -1,0 +1,1 @@
+"""A sweep over real simulations that fail by themselves: `robust-eval demo`."""
