@@ -7,8 +7,6 @@ value, what is allowed and the next step. *The job failed*: normally a `Failure`
 This module must not import anything heavy: it is loaded in every worker process.
 """
 
-# ruff: noqa: N818  named for what happened, as the public interface says
-
 from __future__ import annotations
 
 import reprlib

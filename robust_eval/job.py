@@ -185,6 +185,9 @@ class Job:
             objective: the value that stands for a failure.
         """
         self.failure = failure
+        output = self._output
+        if not isinstance(output, dict) or not isinstance(output.get("metadata"), dict):
+            self._output = None  # an execute of the user's broke it
         self.output["objective"] = objective
 
     def create_running_job(

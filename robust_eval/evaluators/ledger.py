@@ -135,8 +135,11 @@ class Ledger:
     def deliver(self, work: Work, apply: Callable[[Job], None]) -> None:
         """Settle a job, unless somebody else has: ``apply`` writes the outcome on it."""
         if self._claim(work):
-            apply(work.job)
-            self._deliver(work.job)
+            try:
+                apply(work.job)
+            finally:
+                # Whatever happens here, a job that was claimed arrives.
+                self._deliver(work.job)
 
     def _claim(self, work: Work) -> bool:
         with self._lock:
