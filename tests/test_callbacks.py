@@ -1,0 +1,182 @@
+import sys
+
+import pytest
+
+from robust_eval.callbacks import (
+    Callback,
+    LoggerCallback,
+    ProfilingCallback,
+    SearchEarlyStopping,
+    TqdmCallback,
+    total_objective,
+)
+from robust_eval.decorators import profile
+from robust_eval.errors import RobustEvalError, SearchStopped
+from robust_eval.evaluators.serial import SerialEvaluator
+from robust_eval.failure import Failure
+from robust_eval.job import Job
+
+
+def done(output, failure=None):
+    job = Job("0.0", {}, None)
+    job.set_output(output)
+    if failure is not None:
+        job.fail(failure)
+    return job
+
+
+def evaluate(outputs, *callbacks):
+    """Gather jobs with these outputs, one after the other."""
+    with SerialEvaluator(lambda job: outputs[job["i"]], callbacks=callbacks) as evaluator:
+        evaluator.submit([{"i": i} for i in range(len(outputs))])
+        return evaluator.gather("ALL")
+
+
+def test_an_objective_amounts_to_a_number():
+    """The sum of several, none for a failure."""
+    assert total_objective(2) == 2.0
+    assert total_objective((1, 2.5)) == 3.5
+    assert total_objective("F") is None
+    assert total_objective((1, "F")) is None
+    assert total_objective(None) is None
+
+
+def test_the_logger_prints_a_line_for_each(capsys):
+    """The number, the best and the received, failures with their cause."""
+    logger = LoggerCallback()
+    for job in (done(1), done("F_own"), done((1, 2)), done(0, Failure("crash", "SIGSEGV")), done(2)):
+        logger.on_done_other(job)
+    assert capsys.readouterr().out.splitlines() == [
+        "[00001] -- best objective: 1.00000 -- received objective: 1.00000",
+        "[00002] -- received failure: F_own",
+        "[00003] -- best sum(objective): 3.00000 -- received sum(objective): 3.00000",
+        "[00004] -- received failure: F (crash: SIGSEGV)",
+        "[00005] -- best objective: 3.00000 -- received objective: 2.00000",
+    ]
+
+
+def test_the_bar_counts_failures(capsys):
+    """It shows the best objective and the failures, and can begin anew."""
+    bar = TqdmCallback()
+    bar.set_max_evals(4)
+    for job in (done(1), done("F"), done((2, 3))):
+        bar.on_done(job)
+    bar.on_done_other(done(0))
+    bar.on_close()
+    bar.on_close()
+    assert "4/4" in capsys.readouterr().err
+    bar.set_max_evals(None)
+    bar.on_done(done("F"))
+    bar.on_close()
+    assert "failures=2" in capsys.readouterr().err
+
+
+def test_a_missing_tqdm_is_named(monkeypatch):
+    """With the command that installs it."""
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(RobustEvalError, match="pip install"):
+        TqdmCallback().on_done(done(1))
+
+
+def test_profiles_count_running_jobs():
+    """The decorator's timestamps where there are some, the evaluator's otherwise."""
+    profiler = ProfilingCallback()
+    job = done({"objective": 1, "metadata": {"timestamp_start": 10.0, "timestamp_end": 20.0}})
+    profiler.on_done(job)
+    job = done(1)
+    job.metadata.update(timestamp_submit=15.0, timestamp_gather=25.0)
+    profiler.on_done_other(job)
+    profiler.on_done(done(1))
+    assert profiler.profile.to_numpy().tolist() == [[10, 1], [15, 2], [20, 1], [25, 0]]
+    assert list(profiler.profile.columns) == ["timestamp", "n_jobs_running"]
+
+
+def test_a_profiled_search_is_profiled():
+    """The whole way through an evaluator."""
+    profiler = ProfilingCallback()
+    with SerialEvaluator(profile(lambda job: 1), callbacks=[profiler]) as evaluator:
+        evaluator.submit([{}, {}])
+        evaluator.gather("ALL")
+    assert profiler.profile["n_jobs_running"].tolist()[-1] == 0
+    assert len(profiler.profile) == 4
+
+
+def test_a_search_that_does_not_improve_is_stopped(capsys):
+    """After as many jobs as its patience, failures among them; an improvement begins anew."""
+    stopping = SearchEarlyStopping(patience=3)
+    for output in ("F", 1, 0, "F", (1, 1), 2, 1.5):
+        stopping.on_done(done(output))
+    with pytest.raises(SearchStopped, match="3 evaluations"):
+        stopping.on_done_other(done(0))
+    assert capsys.readouterr().out == "Objective has improved from 1.00000 -> 2.00000\n"
+
+
+def test_the_value_to_improve_can_be_chosen():
+    """Any function of the job."""
+    stopping = SearchEarlyStopping(1, objective_func=lambda job: -job.objective)
+    stopping.on_done(done(2))
+    stopping.on_done(done(1))
+    with pytest.raises(SearchStopped):
+        stopping.on_done(done(3))
+
+
+def test_a_search_ends_with_its_batch_recorded():
+    """It raises after the whole batch is recorded, and gives the batch to the next call."""
+    with SerialEvaluator(lambda job: 1, callbacks=[SearchEarlyStopping(patience=2)]) as evaluator:
+        evaluator.submit([{}] * 5)
+        with pytest.raises(SearchStopped):
+            evaluator.gather("ALL")
+        assert len(evaluator.jobs_done) == 5
+        assert len(evaluator.gather("ALL")) == 5
+        assert evaluator.gather("ALL") == []
+
+
+def test_every_hook_is_called():
+    """Launch, done, gather for each job, close once."""
+    heard = []
+
+    class Listener(Callback):
+        def on_launch(self, job):
+            heard.append(("launch", job.id))
+
+        def on_done(self, job):
+            heard.append(("done", job.objective))
+
+        def on_gather(self, job):
+            heard.append(("gather", job.status.name))
+
+        def on_close(self):
+            heard.append("close")
+
+    evaluate([3], Listener(), Callback())
+    assert heard == [("launch", "0.0"), ("done", 3.0), ("gather", "DONE"), "close"]
+    assert Callback().on_done_other(done(1)) is None
+
+
+def test_a_broken_callback_costs_no_job(caplog):
+    """Its first error is logged with its name, the others are not; callbacks without hooks are fine."""
+
+    class Broken:
+        def on_done(self, job):
+            raise ValueError("mine")
+
+    assert [job.objective for job in evaluate([1, 2, 3], Broken(), object(), LoggerCallback())] == [1, 2, 3]
+    (record,) = caplog.records
+    assert "Broken.on_done" in record.getMessage()
+    assert isinstance(record.exc_info[1], ValueError)
+
+
+def test_an_interrupt_in_a_callback_passes_and_loses_nothing():
+    """Ctrl-C in a callback ends the gather at once; the next one has every job."""
+
+    class Interrupted:
+        def on_done(self, job):
+            if job.config["i"] == 1:
+                raise KeyboardInterrupt
+
+    with SerialEvaluator(lambda job: job["i"], callbacks=[Interrupted()]) as evaluator:
+        evaluator.submit([{"i": i} for i in range(4)])
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.gather("ALL")
+        assert [job.objective for job in evaluator.gather("ALL")] == [0, 1, 2, 3]
+        assert len(evaluator.jobs_done) == 4
