@@ -11,7 +11,7 @@ from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
 from robust_eval.limits import parse_count, parse_memory, parse_seconds
 from robust_eval.processes.evaluation import Evaluation
-from robust_eval.processes.parcel import pack
+from robust_eval.processes.parcel import Parcel, pack
 from robust_eval.processes.pool import Pool, PoolSettings, Submission
 from robust_eval.processes.worker import Bundle
 
@@ -133,16 +133,7 @@ class ProcessPoolEvaluator(Evaluator):
         bundle = Bundle(Evaluation(run_function, self.run_function_kwargs), initializer, tuple(initargs))
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
-        try:
-            self._pool = Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
-        except RobustEvalError:
-            raise
-        except Exception as error:
-            msg = (
-                f"run_function={bounded_repr(run_function)} (or initializer, initargs, run_function_kwargs) cannot be "
-                f"pickled: {error}. Make what it refers to inside of it, or in the initializer."
-            )
-            raise InvalidArgumentType(msg) from error
+        self._pool = Pool(_packed(bundle), settings, self._arrivals.put_many, self._settling.record)
         self._on_drop(self._pool.close)
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
@@ -189,6 +180,18 @@ class ProcessPoolEvaluator(Evaluator):
 
     def _shutdown(self) -> None:
         self._pool.close()
+
+
+def _packed(bundle: Bundle) -> Parcel:
+    try:
+        return pack(bundle)
+    except Exception as error:
+        function = bounded_repr(bundle.runner.run_function) if isinstance(bundle.runner, Evaluation) else "it"
+        msg = (
+            f"run_function={function} (or run_function_kwargs, initializer, initargs) cannot be pickled: {error}. "
+            "Make what it refers to inside of it, or in the initializer."
+        )
+        raise InvalidArgumentType(msg) from error
 
 
 def _environments(worker_env: Any) -> list[dict[str, str]]:

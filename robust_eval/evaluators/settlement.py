@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.arrivals import Arrivals
     from robust_eval.job import Job
 
-_OWN_FRAME = "robust_eval/processes/"
+_OWN_FRAMES = ("robust_eval/processes/", 'File "<string>", line 1 in <module>')
 _GIB = 2**30
 
 
@@ -150,7 +150,7 @@ def _without_our_frames(stack: str | None) -> str | None:
     if stack is None:
         return None
     lines = stack.splitlines()
-    return "\n".join(line for line in lines if _OWN_FRAME not in line and "_BOOT" not in line)
+    return "\n".join(line for line in lines if not any(frame in line for frame in _OWN_FRAMES))
 
 
 def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], policy: Mapping[str, Any]) -> str:

@@ -11,9 +11,10 @@ from robust_eval.errors import RobustEvalError
 from robust_eval.processes.parcel import Memory, open_parcel, unpack
 
 _BOOT = (
-    "import sys, json, site; sys.path[:] = json.loads(sys.argv[1]); site.setquit(); site.sethelper(); "
+    "import sys, json, site; sys.path[{start}:] = json.loads(sys.argv[1]); site.setquit(); site.sethelper(); "
     "site.setcopyright(); from robust_eval.processes.{module} import main; main(sys.argv[2:])"
 )
+_BY_VALUE = b"cloudpickle"
 _OWN_FINDERS = ("_frozen_importlib", "_frozen_importlib_external", "_pytest.", "six", "_distutils_hack")
 
 
@@ -28,11 +29,16 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
         python: the interpreter.
         module: a module of this package.
         imports_site: let the interpreter process `.pth` files and `sitecustomize`, which costs it 40 ms and is
-            needed only where these install import hooks: the path itself is handed over.
+            needed only where these install import hooks: the path itself is handed over. Another interpreter than
+            this one always does, since it has packages of its own.
     """
-    flags = [] if imports_site else ["-S"]
-    path = json.dumps([entry or os.getcwd() for entry in sys.path])
-    return [python, *flags, "-c", _BOOT.format(module=module), path]
+    entries = [entry or os.getcwd() for entry in sys.path]
+    if python == sys.executable:
+        start, flags = "", [] if imports_site else ["-S"]
+    else:
+        start, flags = "len(sys.path)", []
+        entries = [entry for entry in entries if not entry.startswith((sys.prefix, sys.base_prefix))]
+    return [python, *flags, "-c", _BOOT.format(module=module, start=start), json.dumps(entries)]
 
 
 def needs_site() -> bool:
@@ -46,9 +52,25 @@ def is_measured() -> bool:
     return any(name.startswith("COVERAGE_PROCESS_") for name in os.environ)
 
 
-def load_bundle(fd: int) -> Any:
-    """The bundle that lies in a memfd, which is closed."""
-    return unpack(open_parcel(Memory(fd, os.fstat(fd).st_size)))
+def load_bundle(fd: int, version: list[int]) -> Any:
+    """The bundle that lies in a memfd, which is closed.
+
+    Args:
+        fd: the memfd.
+        version: major and minor version of the interpreter that made it.
+
+    Raises:
+        StartRefused: it holds code of another minor version, which this interpreter cannot run.
+    """
+    view = open_parcel(Memory(fd, os.fstat(fd).st_size))
+    if version != list(sys.version_info[:2]) and _BY_VALUE in bytes(view):
+        theirs, ours = ".".join(map(str, version)), ".".join(map(str, sys.version_info[:2]))
+        msg = (
+            f"the run function was pickled by value with Python {theirs} and PYTHON_EXE is Python {ours}, whose code "
+            "differs: put the function into a module that both can import, or use the same minor version"
+        )
+        raise StartRefused(msg)
+    return unpack(view)
 
 
 def refuse_cuda() -> None:

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 from robust_eval.errors import EvaluatorClosed, RobustEvalError
 from robust_eval.processes import loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE, LEDGER_BYTES, LEDGER_OVER
-from robust_eval.processes.parcel import Memory, Parcel, discard, pack, store
-from robust_eval.processes.worker import Bundle
+from robust_eval.processes.parcel import Memory, Parcel, discard, store
 
 _COOKIE_BYTES = 12
 _BATCH_JOBS = 4096
@@ -86,29 +85,28 @@ class Pool:
     """One supervised pool, seen from the driver. Thread-safe; refuses to be used after a fork of the driver.
 
     Args:
-        bundle: what the workers are for.
+        bundle: what the workers are for, a `Bundle` in a parcel.
         settings: how.
         deliver: called with batches of settled jobs, from the pool's receiving thread.
         record: called from there with a job's id and an intermediate value, pickled.
 
     Raises:
-        Exception: the bundle cannot be pickled; whatever its reduction raises.
+        RobustEvalError: no descriptor is left for the bundle.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Parcel,
         settings: PoolSettings,
         deliver: Callable[[list[Settled]], None],
         record: Callable[[int, bytes], None],
     ) -> None:
-        parcel = pack(bundle)
-        if isinstance(parcel, bytes):
-            parcel = store([parcel], len(parcel))
-        if not isinstance(parcel, Memory):
+        if isinstance(bundle, bytes):
+            bundle = store([bundle], len(bundle))
+        if not isinstance(bundle, Memory):
             msg = "no descriptor is left for the run function: close some files, or raise the limit (ulimit -n)"
             raise RobustEvalError(msg)
-        self._bundle_fd = parcel.fd
+        self._bundle_fd = bundle.fd
         self._settings = settings
         self._deliver = deliver
         self._record = record
@@ -202,7 +200,12 @@ class Pool:
             "settings": {
                 "argv": template,
                 "environment": environment,
-                "init": {"preload": settings.preload, "start_method": settings.start_method, "argv": spawned},
+                "init": {
+                    "preload": settings.preload,
+                    "start_method": settings.start_method,
+                    "argv": spawned,
+                    "version": sys.version_info[:2],
+                },
                 "worker_env": settings.worker_env,
                 "worker_seed": settings.worker_seed,
                 "max_tasks_per_child": settings.policy["max_tasks_per_child"],

@@ -11,13 +11,13 @@ def main(argv: list[str]) -> None:
     """Run a worker. Called by the command that `loading.command` makes; the session and the parent are set already.
 
     Args:
-        argv: the descriptor of the bundle, then those of the worker as a JSON list.
+        argv: the descriptor of the bundle, then as JSON the version that made it and the worker's descriptors.
     """
     system.adopt_orphans()
-    bundle_fd, fds = int(argv[0]), json.loads(argv[1])
+    bundle_fd, fds = int(argv[0]), json.loads(argv[2])
 
     def load() -> Bundle:
-        bundle: Bundle = loading.load_bundle(bundle_fd)
+        bundle: Bundle = loading.load_bundle(bundle_fd, json.loads(argv[1]))
         loading.share_main(bundle)
         return bundle
 

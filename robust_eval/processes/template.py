@@ -79,9 +79,9 @@ class Template:
             import_module(name)
         if message["start_method"] == "spawn":
             os.set_inheritable(bundle_fd, True)  # noqa: FBT003 - the standard library's signature
-            self._argv = [*message["argv"], str(bundle_fd)]
+            self._argv = [*message["argv"], str(bundle_fd), json.dumps(message["version"])]
             return
-        bundle = loading.load_bundle(bundle_fd)
+        bundle = loading.load_bundle(bundle_fd, message["version"])
         loading.refuse_cuda()
         loading.share_main(bundle)
         self._load = lambda: bundle
