@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import subprocess
 import sys
 import types
 from typing import Any
@@ -34,7 +35,9 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
     """
     entries = [entry or os.getcwd() for entry in sys.path]
     if python == sys.executable:
-        start, flags = "", [] if imports_site else ["-S"]
+        # -W, -X and -O, as `multiprocessing` hands them on
+        options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
+        start, flags = "", options if imports_site else [*options, "-S"]
     else:
         start, flags = "len(sys.path)", []
         entries = [entry for entry in entries if not entry.startswith((sys.prefix, sys.base_prefix))]

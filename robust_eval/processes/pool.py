@@ -130,7 +130,7 @@ class Pool:
         Raises:
             EvaluatorClosed: the pool is closed.
         """
-        self._check_process()
+        self.check_process()
         with self._lock:
             if self._closing:
                 msg = "the pool is closed: make a new evaluator"
@@ -141,13 +141,13 @@ class Pool:
 
     def cancel(self, job_ids: Iterable[int]) -> None:
         """Settle these jobs as cancelled, killing what runs."""
-        self._check_process()
+        self.check_process()
         with self._lock:
             self._send((orders.CANCEL, list(job_ids)))
 
     def set_budget(self, seconds: float | None) -> None:
         """From now on, all that runs may run this much longer; None lifts the budget."""
-        self._check_process()
+        self.check_process()
         with self._lock:
             self._budget_at = None if seconds is None else time.monotonic() + seconds
             self._send((orders.BUDGET, self._budget_at))
@@ -175,7 +175,12 @@ class Pool:
         """The process id of the supervisor."""
         return self._process.pid
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Refuse to be used in a forked child of the driver.
+
+        Raises:
+            RobustEvalError: this is one.
+        """
         if os.getpid() != self._pid:
             msg = (
                 f"this evaluator belongs to process {self._pid} and was used in its forked child {os.getpid()}: "
@@ -205,6 +210,7 @@ class Pool:
                     "start_method": settings.start_method,
                     "argv": spawned,
                     "version": sys.version_info[:2],
+                    "sys_argv": sys.argv,
                 },
                 "worker_env": settings.worker_env,
                 "worker_seed": settings.worker_seed,
@@ -236,18 +242,45 @@ class Pool:
             self._send((orders.SUBMIT, batch), fds)
 
     def _send(self, message: object, fds: list[int] | None = None) -> None:
-        """Send one message. A supervisor that is dead gets all of it again from `_recover`."""
+        """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
+
+        An interrupt is raised once the frame is out. A supervisor that is dead gets all of it again from `_recover`.
+        """
         data = memoryview(wire.frame(message))
-        try:
-            sent = self._sock.sendmsg([data], wire.rights(fds or []))
-            self._sock.sendall(data[sent:])
-        except OSError:
-            return
+        sent: list[int] = []
+        interrupt: BaseException | None = None
+        while sum(sent) < len(data):
+            try:
+                self._push(data, wire.rights(fds or []), sent)
+            except OSError:
+                return
+            except BaseException as error:  # noqa: BLE001 - whatever a signal handler of the user raises
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _push(self, data: memoryview, ancillary: list[Any], sent: list[int]) -> None:
+        """Send what is not sent. `extend` notes what went out before the interpreter looks for signals again."""
+        if not sent:
+            sent.extend(map(self._sock.sendmsg, ([data],), (ancillary,)))
+        while (position := sum(sent)) < len(data):
+            sent.extend(map(self._sock.send, (data[position:],)))
 
     # -- outcomes
 
     def _receive(self) -> None:
-        """The receiving thread: deliver what settles; at the end of the supervisor, close or recover."""
+        """The receiving thread. Should it fail, which is a bug of ours, no job waits for ever because of it."""
+        try:
+            self._receive_all()
+        except BaseException as error:
+            self._process.kill()
+            with self._lock:
+                self._closing = True
+                self._lose(list(self._pending.values()), f"the driver failed to receive: {error!r}")
+            raise
+
+    def _receive_all(self) -> None:
+        """Deliver what settles; at the end of the supervisor, close or recover."""
         while True:
             try:
                 there = self._frames.read()
@@ -287,11 +320,7 @@ class Pool:
             lost, waiting = self._sort_pending()
             if final:
                 lost = list(self._pending.values())
-            failed: list[Settled] = [self._lost(submission) for submission in lost]
-            for submission in lost:
-                discard(self._pending.pop(submission.job_id).parcel)
-            if failed:
-                self._deliver(failed)
+            self._lose(lost, f"it ended with exit code {self._process.returncode}")
             if final:
                 self._closing = True
                 self._release()
@@ -318,7 +347,15 @@ class Pool:
         self._pending.update((submission.job_id, submission) for submission in waiting)
         return lost, waiting
 
-    def _lost(self, submission: Submission) -> Failed:
+    def _lose(self, submissions: list[Submission], detail: str) -> None:
+        """Settle jobs whose supervisor is gone."""
+        failed: list[Settled] = [self._lost(submission, detail) for submission in submissions]
+        for submission in submissions:
+            discard(self._pending.pop(submission.job_id).parcel)
+        if failed:
+            self._deliver(failed)
+
+    def _lost(self, submission: Submission, detail: str) -> Failed:
         mark = self._ledger[submission.job_id % LEDGER_BYTES]
         closed = self._closing and mark == 0
         info: dict[str, Any] = {
@@ -327,7 +364,7 @@ class Pool:
             "attempts": mark & ~LEDGER_OVER,
             "memory_limit": submission.memory_limit,
             "unkilled_pids": [],
-            "detail": f"it ended with exit code {self._process.returncode}",
+            "detail": detail,
         }
         return Failed(submission.job_id, info)
 

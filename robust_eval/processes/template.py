@@ -75,11 +75,12 @@ class Template:
 
     def _prepare(self, message: dict[str, Any], bundle_fd: int) -> None:
         """Import and load what the workers need before the first of them is forked."""
+        sys.argv = message["sys_argv"]
         for name in message["preload"]:
             import_module(name)
         if message["start_method"] == "spawn":
             os.set_inheritable(bundle_fd, True)  # noqa: FBT003 - the standard library's signature
-            self._argv = [*message["argv"], str(bundle_fd), json.dumps(message["version"])]
+            self._argv = [*message["argv"], str(bundle_fd), json.dumps([message["version"], message["sys_argv"]])]
             return
         bundle = loading.load_bundle(bundle_fd, message["version"])
         loading.refuse_cuda()
