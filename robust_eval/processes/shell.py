@@ -65,7 +65,7 @@ class Shell:
         """Supervise until everything is settled and gone, or until the driver is."""
         while not self._finished:
             self._turn()
-            if self._gone_by is not None and monotonic() > self._gone_by:
+            if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
                 break
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()

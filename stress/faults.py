@@ -1,0 +1,74 @@
+"""The catalogue of faults: each is one named entry with the outcome that must be reported for it.
+
+`behave` is the run function of every test that takes its faults from here: a guilty job does what its configuration
+names, an innocent one leaves a line in a file, so that double runs show, and says what state it found its worker in.
+"""
+
+import gc
+import hashlib
+import os
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from robust_eval import RunningJob
+from stress import faults_data, faults_ending, faults_traces
+from stress.fault import CATALOGUE, Fault, own_value
+
+__all__ = ["CATALOGUE", "ENTRIES", "Fault", "behave", "configuration"]
+
+ENTRIES = (faults_ending, faults_data, faults_traces)
+
+
+def configuration(x: int, diary: Path, fault: Fault | None = None) -> dict[str, Any]:
+    """The configuration of one job.
+
+    Args:
+        x: its number, of which the result is made.
+        diary: the file that every job leaves a line in.
+        fault: what it does; None for an innocent job.
+    """
+    extra = {} if fault is None else fault.config()
+    return {"x": x, "diary": str(diary), "fault": None if fault is None else fault.name, **extra}
+
+
+def behave(job: RunningJob) -> Any:
+    """Run one job as its configuration says."""
+    line = f"{job['x']}\n".encode()
+    diary = os.open(job["diary"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(diary, line)
+    os.close(diary)
+    if job["fault"] is not None:
+        return CATALOGUE[job["fault"]].run(job)
+    return {"objective": own_value(job), "metadata": {"met": worker_state()}}
+
+
+def worker_state() -> str:
+    """What a job must find as its predecessors found it, in one line."""
+    umask = os.umask(0)
+    os.umask(umask)
+    environment = hashlib.sha256(repr(sorted(os.environ.items())).encode()).hexdigest()
+    handlers = [signal.getsignal(n) in {signal.SIG_DFL, signal.SIG_IGN} for n in signal.valid_signals()]
+    found = (
+        os.getcwd(),  # noqa: PTH109
+        environment[:8],
+        umask,
+        handlers,
+        signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        signal.getitimer(signal.ITIMER_REAL),
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+        resource.getrlimit(resource.RLIMIT_CORE),
+        os.getpriority(os.PRIO_PROCESS, 0),
+        threading.active_count(),
+        gc.isenabled(),
+        sys.getrecursionlimit(),
+        sys.gettrace(),
+        sys.stdout.closed,
+        sys.stderr.closed,
+        type(sys.stdout).__name__,
+        all(Path(f"/proc/self/fd/{fd}").exists() for fd in range(3)),
+    )
+    return repr(found)

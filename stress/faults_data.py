@@ -1,0 +1,290 @@
+"""Jobs whose configuration, result, exception or output is a problem, and jobs that eat memory."""
+
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from robust_eval import Job, RunningJob
+from stress.fault import MEMORY_LIMIT, failed_with, fault, own_value
+from stress.faults_ending import hang
+
+_MIB = 2**20
+_GREED_BYTES = 4 * 2**30
+_TOLERANCE_BYTES = max(MEMORY_LIMIT // 10, 64 * _MIB)
+_FLOOD = b"x" * 79 + b"\n"
+_FLOOD_BYTES = 50_000_000
+_TAIL_BYTES = 1 << 16
+
+
+class Poison:
+    """An object whose unpickling does something, in every process but the one named."""
+
+    def __init__(self, deed: str, spared_pid: int | None = None) -> None:
+        self.state = (deed, os.getpid() if spared_pid is None else spared_pid)
+
+    def __getstate__(self) -> tuple[str, int]:
+        return self.state
+
+    def __setstate__(self, state: tuple[str, int]) -> None:
+        self.state = state
+        deed, spared_pid = state
+        if os.getpid() == spared_pid:
+            return
+        if deed == "raise":
+            raise ValueError(deed)
+        if deed == "exit":
+            os._exit(1)
+        hang()
+
+
+def _poisoned(deed: str) -> Mapping[str, Any]:
+    return {"poison": Poison(deed)}
+
+
+@fault("unpicklable", config=lambda: {"lock": threading.Lock()}, check=failed_with(attempts=0, message="configuration"))
+def configuration_does_not_pickle(job: RunningJob) -> float:
+    return own_value(job)
+
+
+@fault("unpicklable", config=lambda: _poisoned("raise"), check=failed_with(message="configuration"))
+def configuration_does_not_unpickle(job: RunningJob) -> float:
+    return own_value(job)
+
+
+@fault("crash", config=lambda: _poisoned("exit"), check=failed_with(exit_code=1))
+def configuration_exits(job: RunningJob) -> float:
+    return own_value(job)
+
+
+@fault("timeout", config=lambda: _poisoned("hang"))
+def configuration_hangs(job: RunningJob) -> float:
+    return own_value(job)
+
+
+def _with_metadata(job: RunningJob, value: object) -> dict[str, Any]:
+    return {"objective": own_value(job), "metadata": {"extra": value}}
+
+
+@fault("unpicklable", check=failed_with(message="result"))
+def result_does_not_pickle(job: RunningJob) -> Any:
+    return _with_metadata(job, threading.Lock())
+
+
+@fault("unpicklable", check=failed_with(message="result"))
+def result_does_not_unpickle_anywhere(job: RunningJob) -> Any:
+    return _with_metadata(job, Poison("raise", spared_pid=0))
+
+
+@fault("unpicklable", check=failed_with(message="in the driver"))
+def result_does_not_unpickle_in_the_driver(job: RunningJob) -> Any:
+    return _with_metadata(job, Poison("raise"))
+
+
+@fault("crash")
+def result_exits(job: RunningJob) -> Any:
+    return _with_metadata(job, Poison("exit", spared_pid=0))
+
+
+@fault("timeout")
+def result_hangs(job: RunningJob) -> Any:
+    return _with_metadata(job, Poison("hang", spared_pid=0))
+
+
+@fault("invalid", check=failed_with(value_repr="nan"))
+def result_is_nan(job: RunningJob) -> float:
+    return float("nan")
+
+
+@fault("invalid", check=failed_with(value_repr="object at"))
+def result_is_no_result(job: RunningJob) -> object:
+    return object()
+
+
+class _HoldsALock(Exception):
+    def __init__(self) -> None:
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+class _NeedsTwo(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class _HasNoText(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+class _CannotBeReduced(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit
+
+
+class _ExitsInReduce(Exception):
+    def __reduce__(self) -> Any:
+        os._exit(7)
+
+
+@fault("exception", check=failed_with(exception_type="_HoldsALock", message="holds a lock", exception=None))
+def exception_does_not_pickle(job: RunningJob) -> None:
+    raise _HoldsALock
+
+
+@fault("exception", check=failed_with(exception_type="_NeedsTwo", message="one and two", exception=None))
+def exception_does_not_unpickle(job: RunningJob) -> None:
+    first = "one"
+    raise _NeedsTwo(first, "two")
+
+
+@fault("exception", check=failed_with(exception_type="_HasNoText", message="__str__"))
+def exception_has_no_text(job: RunningJob) -> None:
+    raise _HasNoText
+
+
+@fault("exception", check=failed_with(exception_type="_CannotBeReduced", message="here"))
+def exception_raises_in_reduce(job: RunningJob) -> None:
+    message = "here"
+    raise _CannotBeReduced(message)
+
+
+@fault("crash", check=failed_with(exit_code=7))
+def exception_exits_in_reduce(job: RunningJob) -> None:
+    raise _ExitsInReduce
+
+
+@fault("exception", check=failed_with(exception_type="ValueError"))
+def exception_of_a_hundred_megabytes(job: RunningJob) -> None:
+    raise ValueError("x" * 100_000_000)
+
+
+def _array_came_whole(job: Job) -> None:
+    extra = job.metadata["extra"]
+    assert extra.nbytes == 100_000_000
+    assert extra[-1] == 7
+
+
+@fault(check=_array_came_whole)
+def result_of_a_hundred_megabytes(job: RunningJob) -> Any:
+    return _with_metadata(job, np.full(100_000_000, 7, dtype=np.uint8))
+
+
+@fault(config=lambda: {"array": np.ones(10_000_000, dtype=np.uint8)})
+def configuration_of_ten_megabytes(job: RunningJob) -> float:
+    return own_value(job) + float(job["array"].sum()) - 10_000_000.0
+
+
+# -- output
+
+
+@fault()
+def print_fifty_megabytes(job: RunningJob) -> float:
+    for _ in range(_FLOOD_BYTES // len(_FLOOD) // 1000):
+        os.write(1, _FLOOD * 1000)
+    return own_value(job)
+
+
+def _tail_is_kept(job: Job) -> None:
+    assert job.failure is not None
+    assert 0 < len(job.failure.output_tail) <= _TAIL_BYTES
+    assert job.failure.output_tail.rstrip().endswith("the end")
+
+
+@fault("exception", check=_tail_is_kept)
+def print_fifty_megabytes_and_raise(job: RunningJob) -> None:
+    for _ in range(_FLOOD_BYTES // len(_FLOOD)):
+        sys.stdout.write("x" * 79 + "\n")
+    print("the end")  # noqa: T201 - that is the fault
+    raise ValueError
+
+
+@fault("timeout")
+def print_without_end(job: RunningJob) -> None:
+    while True:
+        os.write(2, _FLOOD * 1000)
+
+
+@fault("exception", check=failed_with(output_tail="\\xff\\xfe"))
+def print_what_is_not_text(job: RunningJob) -> None:
+    os.write(1, b"\xff\xfe\0")
+    raise ValueError
+
+
+# -- memory
+
+
+def _was_caught_in_time(job: Job) -> None:
+    failure = job.failure
+    assert failure is not None
+    assert failure.acted == "memory_limit"
+    assert failure.memory_limit == MEMORY_LIMIT
+    assert failure.peak_memory is not None
+    over = failure.peak_memory - MEMORY_LIMIT
+    assert 0 < over <= _TOLERANCE_BYTES, f"caught {over / _MIB:.0f} MiB over the limit"
+
+
+def eat(size: int) -> None:
+    """Touch every page of so much memory, as fast as it goes, and keep it."""
+    hoard = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page = bytes(_MIB)
+    while hoard.write(page) and hoard.tell() < size:
+        pass
+    hang()
+
+
+@fault("memory", check=_was_caught_in_time, heavy=True)
+def eat_memory_with_bytes(job: RunningJob) -> None:
+    hoard = bytearray()
+    while len(hoard) < _GREED_BYTES:
+        hoard += bytes(16 * _MIB)
+    hang()
+
+
+@fault("memory", check=_was_caught_in_time, heavy=True)
+def eat_memory_with_numpy(job: RunningJob) -> None:
+    hoard = [np.ones(4 * _MIB, dtype=np.uint8) for _ in range(_GREED_BYTES // (4 * _MIB))]
+    hang()
+    del hoard
+
+
+@fault("memory", check=_was_caught_in_time, heavy=True)
+def eat_memory_with_one_array(job: RunningJob) -> None:
+    hoard = np.ones(_GREED_BYTES, dtype=np.uint8)
+    hang()
+    del hoard
+
+
+@fault("memory", check=_was_caught_in_time, heavy=True)
+def eat_memory_in_a_child(job: RunningJob) -> None:
+    if os.fork() == 0:
+        eat(_GREED_BYTES)
+    os.wait()
+
+
+@fault("memory", check=_was_caught_in_time, heavy=True)
+def eat_memory_in_eight_children(job: RunningJob) -> None:
+    for _ in range(8):
+        if os.fork() == 0:
+            eat(_GREED_BYTES // 8)
+    os.wait()
+
+
+@fault("memory", check=_was_caught_in_time, heavy=True)
+def eat_memory_slowly(job: RunningJob) -> None:
+    hoard = []
+    while len(hoard) < _GREED_BYTES // (8 * _MIB):
+        hoard.append(np.ones(8 * _MIB, dtype=np.uint8))
+        time.sleep(0.01)
+
+
+@fault("memory", check=failed_with(acted="MemoryError"))
+def raise_memory_error(job: RunningJob) -> None:
+    raise MemoryError

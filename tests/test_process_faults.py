@@ -1,0 +1,90 @@
+"""The catalogue of faults against real processes: the guilty are reported, the innocent never notice."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from robust_eval import Job, ProcessPoolEvaluator
+from stress.faults import CATALOGUE, Fault, behave, configuration
+from waiting import alive_with, nothing_left
+
+JOBS = 20
+GUILTY = (3, 11)
+MORE = range(JOBS, JOBS + 4)
+SPAWNED = (
+    "hang_in_c_with_the_gil",
+    "exit_with_0",
+    "segfault",
+    "result_does_not_unpickle_in_the_driver",
+    "eat_memory_in_a_child",
+    "print_fifty_megabytes",
+    "leave_a_daemon",
+    "change_the_environment",
+    "close_all_descriptors",
+)
+
+
+
+
+def run_with(fault: Fault, diary: Path, start_method: str) -> list[Job]:
+    """Twenty jobs of which two are guilty, then four more; the evaluator is closed when they are given."""
+    evaluator = ProcessPoolEvaluator(behave, num_workers=2, start_method=start_method)
+    cookie = evaluator._pool._cookie
+    with evaluator:
+        configs = [configuration(x, diary, fault if x in GUILTY else None) for x in range(JOBS)]
+        limits = {
+            name: (lambda config, value=value: value if config["fault"] else None)
+            for name, value in fault.limits.items()
+        }
+        evaluator.submit(configs, **limits)
+        jobs = evaluator.gather("ALL")
+        evaluator.submit([configuration(x, diary) for x in MORE])
+        jobs += evaluator.gather("ALL")
+    assert alive_with(cookie) == []
+    return jobs
+
+
+def check_innocent(jobs: list[Job]) -> None:
+    """Every innocent job has its own right result and met an untouched worker."""
+    wrong = {job.config["x"]: job.failure or job.objective for job in jobs if job.objective != 2.0 * job.config["x"]}
+    assert not wrong
+    assert len({job.metadata["met"] for job in jobs}) == 1
+
+
+def check_guilty(jobs: list[Job], fault: Fault) -> None:
+    """Each is reported with the right kind, or delivers its value where nothing else is the matter."""
+    for job in jobs:
+        if fault.kinds:
+            assert job.failure is not None, job.objective
+            assert job.objective == ProcessPoolEvaluator.FAIL_RETURN_VALUE
+            assert job.failure.kind in fault.kinds, job.failure.render()
+        else:
+            assert job.failure is None, job.failure.render()
+            assert job.objective == 2.0 * job.config["x"]
+        if fault.check is not None:
+            fault.check(job)
+
+
+def hold_against(fault: Fault, directory: Path, start_method: str) -> None:
+    diary = directory / "diary"
+    with nothing_left():
+        jobs = run_with(fault, diary, start_method)
+    assert sorted(job.config["x"] for job in jobs) == list(range(MORE.stop))
+    check_innocent([job for job in jobs if job.config["x"] not in GUILTY])
+    check_guilty([job for job in jobs if job.config["x"] in GUILTY], fault)
+    runs = Counter(map(int, diary.read_text().split()))
+    never = GUILTY if runs.keys().isdisjoint(GUILTY) and fault.kinds else ()
+    assert runs == {x: 1 for x in range(MORE.stop) if x not in never}
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_fault_costs_its_own_job_alone(name: str, tmp_path: Path):
+    """Two guilty jobs of twenty fail alone and rightly, nothing runs twice, nothing is left, the pool goes on."""
+    hold_against(CATALOGUE[name], tmp_path, "fork")
+
+
+@pytest.mark.parametrize("name", SPAWNED)
+def test_a_fault_costs_its_own_job_alone_where_workers_are_spawned(name: str, tmp_path: Path):
+    """The same promise, with a fresh interpreter for each worker."""
+    hold_against(CATALOGUE[name], tmp_path, "spawn")

@@ -1,0 +1,71 @@
+"""Waiting for a condition, with a deadline, and looking for what is left."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+PATIENCE_S = 20.0
+_STEP_S = 0.003
+
+
+def wait_until(condition: Callable[[], object], within_s: float = PATIENCE_S) -> float:
+    """Return as soon as the condition holds, with how long that took; fail when it never does."""
+    begun_at = time.monotonic()
+    while not condition():
+        waited_s = time.monotonic() - begun_at
+        assert waited_s < within_s, f"not within {within_s} s: {condition}"
+        time.sleep(_STEP_S)
+    return time.monotonic() - begun_at
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is more than a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def alive_with(needle: str) -> list[int]:
+    """Ids of the processes whose environment holds the text; this one is not among them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if needle.encode() in (entry / "environ").read_bytes() and is_alive(int(entry.name)):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def open_descriptors() -> set[tuple[str, str]]:
+    """The descriptors of this process that refer to something, each with what that is."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add((entry.name, str(entry.readlink())))
+        except OSError:
+            continue
+    return {(number, target) for number, target in found if target != "/proc/self/fd"}
+
+
+def shared_segments() -> set[str]:
+    """The names in /dev/shm."""
+    return {entry.name for entry in Path("/dev/shm").iterdir()}
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """Fail when the block leaves a child process, a descriptor or a shared-memory segment behind."""
+    me = psutil.Process()
+    children = set(me.children(recursive=True))
+    descriptors, segments = open_descriptors(), shared_segments()
+    yield
+    assert set(me.children(recursive=True)) <= children
+    assert {target for _, target in open_descriptors() - descriptors} == set()
+    assert shared_segments() <= segments
