@@ -135,6 +135,9 @@ class Backend:
         job: Job = item
         return job
 
+    def _check_process(self) -> None:
+        """Refuse to wait in a forked child of the driver, where nothing will ever arrive."""
+
     def _budget_changed(self) -> None:
         """Take over the search's new budget, ``_seconds_left()``."""
 

@@ -221,6 +221,7 @@ class Evaluator(Backend, Gathering):
                 the others stay for the next call.
             SearchStopped: a callback asked for it; the jobs are recorded and stay for the next call.
         """
+        self._check_process()
         with self._alone():
             wanted = self._wanted(type, size)
             self._take(self._inbox.take(0, 0))
@@ -230,6 +231,7 @@ class Evaluator(Backend, Gathering):
 
     async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
         """Do the same as `gather` without blocking the running event loop."""
+        self._check_process()
         with self._alone():
             wanted = self._wanted(type, size)
             self._take(self._inbox.take(0, 0))

@@ -91,9 +91,7 @@ class ProcessPoolEvaluator(Evaluator):
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
     ) -> None:
-        if sys.platform == "win32":
-            msg = 'method="process" needs Linux or macOS: it kills process trees. On Windows use method="thread".'
-            raise RobustEvalError(msg)
+        _refuse_windows()
         super().__init__(
             run_function,
             num_workers,
@@ -107,34 +105,32 @@ class ProcessPoolEvaluator(Evaluator):
         )
         self._job_timeout = parse_seconds("job_timeout", job_timeout)
         self._memory_limit = parse_memory(memory_limit, num_workers=self.num_workers)
-        if start_method not in _START_METHODS:
-            msg = f"start_method={bounded_repr(start_method)} is unknown. Choose one of {_START_METHODS}."
-            raise InvalidArgument(msg)
-        policy = {
-            "num_workers": self.num_workers,
-            "max_retries": self._retries.limit,
-            "retry_on": sorted(self._retries.kinds),
-            "grace_s": parse_seconds("grace_period", grace_period, allow_zero=True) or 0.0,
-            "kill_timeout_s": parse_seconds("kill_timeout", kill_timeout),
-            "start_timeout_s": parse_seconds("start_timeout", start_timeout),
-            "max_tasks_per_child": None
-            if max_tasks_per_child is None
-            else parse_count("max_tasks_per_child", max_tasks_per_child),
-            "max_start_failures": parse_count("max_start_failures", max_start_failures),
-        }
         settings = PoolSettings(
-            policy=policy,
+            policy=self._policy(grace_period, max_tasks_per_child, max_start_failures, start_timeout, kill_timeout),
             python=self.PYTHON_EXE,
-            start_method=start_method,
+            start_method=_start_method(start_method),
             preload=tuple(preload),
             worker_env=_environments(worker_env),
             worker_seed=worker_seed,
         )
-        bundle = Bundle(Evaluation(run_function, self.run_function_kwargs), initializer, tuple(initargs))
+        bundle = _packed(Bundle(Evaluation(run_function, self.run_function_kwargs), initializer, tuple(initargs)))
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
-        self._pool = Pool(_packed(bundle), settings, self._arrivals.put_many, self._settling.record)
+        self._pool = Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
         self._on_drop(self._pool.close)
+
+    def _policy(self, grace: Any, max_tasks: Any, max_failures: Any, start_s: Any, kill_s: Any) -> dict[str, Any]:
+        """The fields of `supervision.policy.Policy` that a user sets, checked."""
+        return {
+            "num_workers": self.num_workers,
+            "max_retries": self._retries.limit,
+            "retry_on": sorted(self._retries.kinds),
+            "grace_s": parse_seconds("grace_period", grace, allow_zero=True) or 0.0,
+            "kill_timeout_s": _seconds("kill_timeout", kill_s),
+            "start_timeout_s": _seconds("start_timeout", start_s),
+            "max_tasks_per_child": None if max_tasks is None else parse_count("max_tasks_per_child", max_tasks),
+            "max_start_failures": parse_count("max_start_failures", max_failures),
+        }
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         super()._check_options({name: value for name, value in options.items() if name not in _PER_JOB})
@@ -175,11 +171,20 @@ class ProcessPoolEvaluator(Evaluator):
     def _settle(self, item: Any) -> Job:
         return self._settling.settle(item)
 
+    def _check_process(self) -> None:
+        self._pool.check_process()
+
     def _budget_changed(self) -> None:
         self._pool.set_budget(self._seconds_left())
 
     def _shutdown(self) -> None:
         self._pool.close()
+
+
+def _refuse_windows() -> None:
+    if sys.platform == "win32":
+        msg = 'method="process" needs Linux or macOS: it kills process trees. On Windows use method="thread".'
+        raise RobustEvalError(msg)
 
 
 def _packed(bundle: Bundle) -> Parcel:
@@ -194,6 +199,22 @@ def _packed(bundle: Bundle) -> Parcel:
         raise InvalidArgumentType(msg) from error
 
 
+def _seconds(name: str, value: Any) -> float:
+    """A duration that must be given: without it, one stubborn process could hold its slot for ever."""
+    seconds = parse_seconds(name, value)
+    if seconds is None:
+        msg = f"{name}=None would wait for ever. Pass seconds, or leave it out for the default."
+        raise InvalidArgument(msg)
+    return seconds
+
+
+def _start_method(name: object) -> str:
+    if name not in _START_METHODS:
+        msg = f"start_method={bounded_repr(name)} is unknown. Choose one of {_START_METHODS}."
+        raise InvalidArgument(msg)
+    return str(name)
+
+
 def _environments(worker_env: Any) -> list[dict[str, str]]:
     """One mapping for all, or one for each worker, as a list of plain dicts."""
     given = [] if worker_env is None else [worker_env] if hasattr(worker_env, "items") else list(worker_env)
@@ -203,6 +224,3 @@ def _environments(worker_env: Any) -> list[dict[str, str]]:
                 msg = f"worker_env holds {name!r}: {value!r}. Names and values are strings."
                 raise InvalidArgumentType(msg)
     return [dict(environment) for environment in given]
-
-
-ProcessPoolEvaluator._native_execute = Evaluator.execute  # noqa: SLF001 - the class has no execute of its own

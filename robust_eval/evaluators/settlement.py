@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_eval.failure import Failure, FailureKind
 from robust_eval.processes.blame import rebuilt
-from robust_eval.processes.parcel import Parcel, open_parcel, unpack
+from robust_eval.processes.parcel import Parcel, discard, open_parcel, unpack, view
 from robust_eval.processes.pool import Done, Failed, Settled
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Settling:
     def settle(self, item: Settled | tuple[int, Failure]) -> Job:
         """The settled job. Asked again for one item, it gives the same job unchanged."""
         job = self._jobs[item[0]]
+        if job.failure is not None or job.objective is not None:
+            return job
         if isinstance(item, Done):
             self._on_done(job, item)
         elif isinstance(item, Failed):
@@ -69,16 +71,15 @@ class Settling:
 
     @staticmethod
     def _on_done(job: Job, done: Done) -> None:
-        if job.failure is not None or job.objective is not None:
-            return
         duration = done.ended_at - done.begun_at
         try:
-            objective, metadata, observations = unpack(open_parcel(done.parcel))
+            objective, metadata, observations = unpack(view(done.parcel))
             job.set_outcome(objective, metadata, observations)
         except Exception as error:  # noqa: BLE001 - the user's __setstate__
             message = f"the result cannot be unpickled in the driver: {type(error).__qualname__}: {error}"
             job.fail(Failure("unpicklable", message, done.attempts, duration, done.peak_memory))
         _measure(job, duration, done.peak_memory, done.attempts)
+        discard(done.parcel)
 
 
 def _measure(job: Job, duration: float | None, peak_memory: int | None, attempts: int) -> None:

@@ -86,37 +86,42 @@ def store(pieces: list[bytes | memoryview], size: int) -> Parcel:
         return b"".join(pieces)
     try:
         for piece in pieces:
-            view = memoryview(piece)
-            while view.nbytes:
-                view = view[os.write(fd, view) :]
+            left = memoryview(piece)
+            while left.nbytes:
+                left = left[os.write(fd, left) :]
     except BaseException:
         os.close(fd)
         raise
     return Memory(fd, size)
 
 
-def open_parcel(parcel: Parcel) -> memoryview:
-    """The bytes of a parcel, mapped and not copied where they lie in a memfd, which is closed."""
+def view(parcel: Parcel) -> memoryview:
+    """The bytes of a parcel, mapped and not copied where they lie in a memfd."""
     if isinstance(parcel, bytes):
         return memoryview(parcel)
+    return memoryview(mmap.mmap(parcel.fd, parcel.size, flags=mmap.MAP_PRIVATE))
+
+
+def open_parcel(parcel: Parcel) -> memoryview:
+    """The same, and the memfd is closed: the mapping keeps what it holds."""
     try:
-        return memoryview(mmap.mmap(parcel.fd, parcel.size, flags=mmap.MAP_PRIVATE))
+        return view(parcel)
     finally:
-        os.close(parcel.fd)
+        discard(parcel)
 
 
-def unpack(view: memoryview | bytes) -> Any:
+def unpack(content: memoryview | bytes) -> Any:
     """The object in a parcel. Runs the code of whoever made it: never call this in the supervisor."""
-    view = memoryview(view)
-    if view[:1] == _PLAIN:
-        return pickle.loads(view[1:])
-    (count,) = _COUNT.unpack_from(view, 1)
-    sizes = struct.unpack_from(f"<{count}Q", view, 1 + _COUNT.size)
+    content = memoryview(content)
+    if content[:1] == _PLAIN:
+        return pickle.loads(content[1:])
+    (count,) = _COUNT.unpack_from(content, 1)
+    sizes = struct.unpack_from(f"<{count}Q", content, 1 + _COUNT.size)
     position = 1 + _COUNT.size + 8 * count
     parts = []
     for size in sizes:
         position += -position % _ALIGN
-        parts.append(view[position : position + size])
+        parts.append(content[position : position + size])
         position += size
     return pickle.loads(parts[0], buffers=parts[1:])
 

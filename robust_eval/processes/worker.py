@@ -39,7 +39,17 @@ from robust_eval.processes.layout import (
     STOP_AT,
     STOP_SIGNAL,
 )
-from robust_eval.processes.parcel import Memory, Parcel, discard, needs_proof, open_parcel, pack, pack_plain, unpack
+from robust_eval.processes.parcel import (
+    Memory,
+    Parcel,
+    discard,
+    needs_proof,
+    open_parcel,
+    pack,
+    pack_plain,
+    unpack,
+    view,
+)
 
 _LONG_JOB_S = 0.001
 _HIGH_FD = 960
@@ -294,7 +304,7 @@ def _open_clear_refs() -> int:
 def prove(parcel: Parcel) -> None:
     """Unpickle a parcel once if that may run code, so that a poisonous result fails here."""
     if isinstance(parcel, Memory):
-        unpack(memoryview(mmap.mmap(parcel.fd, parcel.size, flags=mmap.MAP_PRIVATE)))
+        unpack(view(parcel))
     elif needs_proof(parcel):
         unpack(parcel)
 
