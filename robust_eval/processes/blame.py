@@ -89,7 +89,7 @@ def _proven(error: BaseException) -> bytes | None:
             return None
         if not isinstance(unpack(open_parcel(parcel)), BaseException):
             return None
-    except (Exception, RecursionError):  # noqa: BLE001 - the user's __reduce__ and __setstate__
+    except BaseException:  # noqa: BLE001 - the user's __reduce__ and __setstate__, which may raise SystemExit
         return None
     return parcel
 

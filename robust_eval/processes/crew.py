@@ -129,6 +129,10 @@ class Crew:
         if not self._ports[worker_id].send(wire.JOB, attempt, job_id, parcel):
             self.events.append(ev.JobsReturned(worker_id, [job_id]))
 
+    def log_to(self, worker_id: int, path: str) -> None:
+        """The output of the worker's next job goes into this file; inboxes hold one job then."""
+        self._ports[worker_id].output.log_to(path)
+
     def watch_memory(self, worker_id: int, job_id: int, now: float) -> None:
         """The worker's first job is this one now."""
         self.meter.begin(worker_id, self._memory_limit_of(job_id), now)
@@ -220,6 +224,7 @@ class Crew:
         elif report.kind == wire.RECORD and isinstance(report.payload, bytes):
             self._record(report.job_id, report.payload)
         elif report.kind == wire.READY:
+            port.output.forget()
             self.events.append(ev.WorkerReady(worker_id))
         else:
             text = report.payload.decode("utf-8", "backslashreplace") if isinstance(report.payload, bytes) else ""

@@ -31,6 +31,7 @@ _STATE_WORDS = 624
 _RANDOM_INDEX_OFFSET = 16
 _QUICK_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1)
 _NICE_SELF = 0
+_MOST_LEAKED_DESCRIPTORS = 256
 
 
 def _umask() -> int:
@@ -50,6 +51,28 @@ def _directory() -> str:
         return "(deleted)"
 
 
+def _lowest_free_descriptor() -> int:
+    """Where the next file would be opened; -1 where none can be, or where standard input is closed."""
+    try:
+        fd = os.dup(0)
+    except OSError:
+        return -1
+    os.close(fd)
+    return fd
+
+
+def _standard_files() -> list[object]:
+    files: list[object] = []
+    for fd in range(3):
+        try:
+            stat = os.fstat(fd)
+        except OSError:
+            files.append(None)
+        else:
+            files.append((stat.st_dev, stat.st_ino))
+    return files
+
+
 def _affinity() -> object:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
@@ -59,8 +82,12 @@ class Baseline:
 
     def __init__(self) -> None:
         quick = tuple(int(number) for number in _QUICK_SIGNALS)
+        lowest = _lowest_free_descriptor()
+        # A file or two may be kept open on purpose. Hundreds are a leak, and fewer than before are somebody else's.
+        descriptors = range(lowest, lowest + _MOST_LEAKED_DESCRIPTORS)
         self._quick: dict[str, Callable[[], object]] = {
             "threads": _thread._count,  # noqa: SLF001 - all threads that Python started, in 50 ns
+            "descriptors": lambda: _lowest_free_descriptor() in descriptors,
             "working directory": _directory,
             "signal handlers": lambda: _handlers(quick),
             "timers": lambda: signal.getitimer(signal.ITIMER_REAL),
@@ -75,6 +102,7 @@ class Baseline:
             "resource limits": lambda: [resource.getrlimit(limit) for limit in _LIMITS],
             "priority": lambda: os.getpriority(os.PRIO_PROCESS, _NICE_SELF),
             "CPU affinity": _affinity,
+            "standard files": _standard_files,
         }
         self._streams = (sys.stdout, sys.stderr, sys.stdin)
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding

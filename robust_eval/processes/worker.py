@@ -35,6 +35,8 @@ from robust_eval.processes.layout import (
     LEDGER_OVER,
     LOST_AT,
     NUMBER,
+    READ_AT,
+    READING_AT,
     STAMP_BYTES,
     STOP_AT,
     STOP_SIGNAL,
@@ -65,17 +67,6 @@ class Bundle(NamedTuple):
     runner: Callable[[Any, "Worker"], Any]
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
-
-
-class _CountedWrites(io.FileIO):
-    """A raw stream that knows whether anything was written."""
-
-    written = False
-
-    def write(self, data: Any) -> int:
-        """Write, and remember it."""
-        self.written = True
-        return super().write(data) or 0
 
 
 def high(fd: int) -> int:
@@ -116,10 +107,12 @@ class Worker:
             os.dup2(null.fileno(), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        os.close(output)
-        self._raw = [_CountedWrites(number, "w", closefd=False) for number in (1, 2)]
-        self._streams = [io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace") for raw in self._raw]
-        self._streams[1].reconfigure(line_buffering=True)
+        self._output = output
+        self._output_level: int | None = None
+        raw = [io.FileIO(number, "w", closefd=False) for number in (1, 2)]
+        self._streams = [io.TextIOWrapper(io.BufferedWriter(each), "utf-8", "backslashreplace") for each in raw]
+        for stream in self._streams:
+            stream.reconfigure(line_buffering=True)  # what was printed before a crash is worth more than speed
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
         sys.stdout, sys.stderr = self._streams
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
@@ -137,6 +130,7 @@ class Worker:
         self._baseline = Baseline()
         self._helpers = children()
         self._reset_peak()
+        self._output_level = self._measure_output()
         self._send(wire.READY)
         tasks_left = settings["max_tasks_per_child"]
         goes_on = True
@@ -276,17 +270,30 @@ class Worker:
     def _printed(self, job_id: int) -> bool:
         """Flush what the job printed, and mark its end in the output if there is any."""
         self.flush()
-        waiting = bytearray(4)
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(1, termios.FIONREAD, waiting)
-        if not any(waiting) and not self._raw[0].written and not self._raw[1].written:
+        level = self._measure_output()
+        if level is not None and level == self._output_level:
             return False
-        self._raw[0].written = self._raw[1].written = False
+        mark = self._marker + NUMBER.pack(job_id)
         try:
-            os.write(1, self._marker + NUMBER.pack(job_id))
+            os.write(self._output, mark)
         except OSError:
             return False
+        self._output_level = None if level is None else level + len(mark)
         return True
+
+    def _measure_output(self) -> int | None:
+        """How many bytes were ever written into the output, by whatever means; None while it is being read."""
+        stamps = self._stamps
+        waiting = bytearray(4)
+        (before,) = NUMBER.unpack_from(stamps, READ_AT)
+        busy = stamps[READING_AT]
+        try:
+            fcntl.ioctl(self._output, termios.FIONREAD, waiting)
+        except OSError:
+            return None
+        if busy or stamps[READING_AT] or NUMBER.unpack_from(stamps, READ_AT)[0] != before:
+            return None
+        return before + int.from_bytes(waiting, sys.byteorder)
 
     def _reset_peak(self) -> None:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
