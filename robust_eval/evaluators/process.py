@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
@@ -16,6 +17,7 @@ from robust_eval.processes.pool import Pool, PoolSettings, Submission
 from robust_eval.processes.worker import Bundle
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from robust_eval.evaluators.base import OnError
@@ -58,6 +60,8 @@ class ProcessPoolEvaluator(Evaluator):
         worker_seed: seeds `random` and numpy in worker number i with `worker_seed + i`; by default each worker is
             seeded from the system.
         start_timeout: seconds that a worker may take to start, imports and initializer included.
+        log_dir: a directory, made where it is missing, for one complete log of what each job printed, named
+            `<job id>.log`; attempts of one job append to it.
         kill_timeout: seconds after SIGKILL until a process is given up and its job settles with `unkilled_pids`.
 
     Raises:
@@ -90,6 +94,7 @@ class ProcessPoolEvaluator(Evaluator):
         worker_seed: int | None = None,
         start_timeout: float = 60.0,
         kill_timeout: float = 10.0,
+        log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         _refuse_windows()
         super().__init__(
@@ -105,6 +110,7 @@ class ProcessPoolEvaluator(Evaluator):
         )
         self._job_timeout = parse_seconds("job_timeout", job_timeout)
         self._memory_limit = parse_memory(memory_limit, num_workers=self.num_workers)
+        self._log_dir = _directory(log_dir)
         settings = PoolSettings(
             policy=self._policy(grace_period, max_tasks_per_child, max_start_failures, start_timeout, kill_timeout),
             python=self.PYTHON_EXE,
@@ -130,6 +136,7 @@ class ProcessPoolEvaluator(Evaluator):
             "start_timeout_s": _seconds("start_timeout", start_s),
             "max_tasks_per_child": None if max_tasks is None else parse_count("max_tasks_per_child", max_tasks),
             "max_start_failures": parse_count("max_start_failures", max_failures),
+            **({} if self._log_dir is None else {"max_depth": 1}),
         }
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
@@ -164,7 +171,8 @@ class ProcessPoolEvaluator(Evaluator):
                 self._settling.refuse(number, job, failure)
             else:
                 self._settling.expect(number, job)
-                submissions.append(Submission(number, parcel, timeout_s, memory_limit))
+                log = None if self._log_dir is None else str(self._log_dir / f"{job.id}.log")
+                submissions.append(Submission(number, parcel, timeout_s, memory_limit, 0, log))
         if submissions:
             self._pool.submit(submissions)
 
@@ -206,6 +214,19 @@ def _seconds(name: str, value: Any) -> float:
         msg = f"{name}=None would wait for ever. Pass seconds, or leave it out for the default."
         raise InvalidArgument(msg)
     return seconds
+
+
+def _directory(path: str | os.PathLike[str] | None) -> Path | None:
+    """The directory as an absolute path, made where it is missing."""
+    if path is None:
+        return None
+    try:
+        directory = Path(path).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, TypeError) as error:
+        msg = f"log_dir={bounded_repr(path)} cannot be made: {error}. Pass a directory that can be written."
+        raise InvalidArgument(msg) from error
+    return directory
 
 
 def _start_method(name: object) -> str:

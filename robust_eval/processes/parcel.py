@@ -5,13 +5,14 @@ and more (numpy arrays, for one) lie behind the pickle and are not copied into i
 straight into the mapped memory.
 """
 
-import mmap
 import os
 import pickle
 import struct
 from typing import Any, NamedTuple
 
 import cloudpickle
+
+from robust_eval.processes import system
 
 INLINE_BYTES = 1 << 20
 _OUT_OF_BAND_BYTES = 1 << 16
@@ -99,7 +100,7 @@ def view(parcel: Parcel) -> memoryview:
     """The bytes of a parcel, mapped and not copied where they lie in a memfd."""
     if isinstance(parcel, bytes):
         return memoryview(parcel)
-    return memoryview(mmap.mmap(parcel.fd, parcel.size, flags=mmap.MAP_PRIVATE))
+    return system.map_privately(parcel.fd, parcel.size)
 
 
 def open_parcel(parcel: Parcel) -> memoryview:

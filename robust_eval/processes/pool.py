@@ -32,13 +32,14 @@ _STEP_S = 0.005
 
 
 class Submission(NamedTuple):
-    """One job for the pool. `timeout_s` and `memory_limit` (bytes) are None for no limit."""
+    """One job for the pool. `timeout_s` and `memory_limit` (bytes) are None for no limit, `log` is a path or None."""
 
     job_id: int
     parcel: Parcel
     timeout_s: float | None = None
     memory_limit: int | None = None
     attempts: int = 0
+    log: str | None = None
 
 
 class Done(NamedTuple):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from mmap import mmap
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import orders, system, tree, wire
 from robust_eval.processes.crew import Crew, Finished, Settings
@@ -31,7 +31,14 @@ from robust_eval.supervision.supervisor import Supervisor
 _ORPHANED_S = 1.5
 _LAST_WORDS_S = 5.0
 _RETRY_S = 0.005
-_Entry = tuple[Parcel, int | None]
+
+
+class _Entry(NamedTuple):
+    """A job that has not settled: its payload, its memory limit in bytes, the path of its log."""
+
+    parcel: Parcel
+    memory_limit: int | None
+    log: str | None
 
 
 class Shell:
@@ -120,7 +127,7 @@ class Shell:
 
     def _memory_limit_of(self, job_id: int) -> int | None:
         entry = self._jobs.get(job_id)
-        return entry[1] if entry is not None else None
+        return entry.memory_limit if entry is not None else None
 
     # -- the driver
 
@@ -148,8 +155,8 @@ class Shell:
     def _on_submit(self, message: tuple[Any, ...]) -> None:
         fds = self._driver.frames.fds
         specs = []
-        for job_id, payload, timeout_s, memory_limit, attempts in message[1]:
-            self._jobs[job_id] = (wire.unportable(payload, fds), memory_limit)
+        for job_id, payload, timeout_s, memory_limit, attempts, log in message[1]:
+            self._jobs[job_id] = _Entry(wire.unportable(payload, fds), memory_limit, log)
             specs.append(ev.JobSpec(job_id, timeout_s, attempts))
         self._events.append(ev.JobsSubmitted(specs))
 
@@ -168,10 +175,13 @@ class Shell:
     # -- what the core orders
 
     def _send_job(self, action: act.SendJob) -> None:
-        parcel, limit = self._jobs[action.job_id]
+        entry = self._jobs[action.job_id]
+        parcel = entry.parcel
         if isinstance(parcel, bytes) and len(parcel) > wire.PACKET_BYTES:
             parcel = store([parcel], len(parcel))
-            self._jobs[action.job_id] = (parcel, limit)
+            self._jobs[action.job_id] = entry._replace(parcel=parcel)
+        if entry.log is not None:
+            self._crew.log_to(action.worker_id, entry.log)
         if action.attempt > 1:
             self._ledger[action.job_id % LEDGER_BYTES] |= LEDGER_OVER
         self._crew.send(action.worker_id, action.job_id, action.attempt, parcel)
@@ -181,8 +191,8 @@ class Shell:
 
     def _settle(self, action: act.SettleJob) -> None:
         outcome = action.outcome
-        parcel, limit = self._jobs.pop(action.job_id)
-        discard(parcel)
+        entry = self._jobs.pop(action.job_id)
+        discard(entry.parcel)
         if self._gone_by is not None:
             _discard_all(outcome)
             return
@@ -200,7 +210,7 @@ class Shell:
             )
             return
         unkilled = self._crew.alive(action.worker_id) if outcome.unkilled and action.worker_id is not None else []
-        info, blamed, late = describe(outcome, limit, unkilled)
+        info, blamed, late = describe(outcome, entry.memory_limit, unkilled)
         driver.failed.append((action.job_id, info, wire.portable(blamed, driver.fds), wire.portable(late, driver.fds)))
 
     def _finish(self, _action: act.Finish) -> None:

@@ -7,12 +7,14 @@ process group and lost its parent is found by the cookie in its environment alon
 
 import contextlib
 import ctypes
+import mmap
 import os
 import select
 import signal
 import socket
 import sys
 import tempfile
+import weakref
 
 LINUX = sys.platform == "linux"
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
@@ -35,6 +37,27 @@ def memory_file(size: int = 0) -> int:
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SHRINK_GROW)
     return fd
+
+
+def map_privately(fd: int, size: int) -> memoryview:
+    """The content of a memory file, mapped copy-on-write. The mapping lives as long as anything that points into it.
+
+    `mmap.mmap` keeps a duplicate of the descriptor open for as long (it can do without from Python 3.13 on), and a
+    driver that holds a thousand large results would run out of descriptors.
+    """
+    if sys.version_info >= (3, 13):
+        return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    content = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(content, libc.munmap, address, size).atexit = False
+    return memoryview(content).cast("B")
 
 
 def watch_exit(pid: int) -> int:
