@@ -2,20 +2,24 @@
 
 The sum of resident sizes is cheap and an upper bound: memory shared by forks counts once for each. Where that sum is
 over the limit the tree is stopped, so that it cannot go on filling memory, and the sum of proportional sizes plus swap
-decides (psutil, from `smaps_rollup`). A tree is looked at when it could next have crossed its limit at the fastest
-rate at which pages can be filled.
+decides (psutil, from `smaps_rollup`). What the two sums differ by is taken off the cheap one for a while: that sum is
+blind to forks which write to what they shared, so the exact one is asked again, as often as a tenth of the tree's time
+pays for it. A tree is looked at when it could next have crossed its limit at the fastest rate at which pages can be
+filled.
 """
 
 import contextlib
 import os
 import signal
 from heapq import heappop, heappush
+from time import monotonic
 
 from robust_eval.processes import system, tree
 
 _FILL_BYTES_PER_S = 6 * 2**30
 _LEAST_TOLERANCE_BYTES = 64 * 2**20
 _SHORTEST_S, _LONGEST_S = 0.001, 0.5
+_PACE = 10
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -78,14 +82,15 @@ def _resident_by_psutil(pid: int) -> int:
 class _Watch:
     """One tree with a job in it."""
 
-    __slots__ = ("armed", "limit", "peak", "shared", "tree", "used")
+    __slots__ = ("due_at", "limit", "peak", "shared", "stale_at", "tree", "used")
 
     def __init__(self, watched: Tree) -> None:
         self.tree = watched
         self.limit: int | None = None
-        self.armed = False
+        self.due_at: float | None = None
         self.peak = 0
         self.shared = 0
+        self.stale_at = 0.0
         self.used = 0
 
 
@@ -113,10 +118,14 @@ class Meter:
         if watch is None:
             return
         watch.limit = limit
-        watch.peak = 0
-        if not watch.armed:
-            watch.armed = True
-            heappush(self._heap, (now + _interval_s(limit, watch.used), worker_id))
+        watch.peak = watch.shared = 0
+        self._arm(worker_id, watch, now + _interval_s(limit, watch.used))
+
+    def _arm(self, worker_id: int, watch: _Watch, at: float) -> None:
+        """Look at this instant, or before where that was due already. The later entry of the heap is passed over."""
+        if watch.due_at is None or at < watch.due_at:
+            watch.due_at = at
+            heappush(self._heap, (at, worker_id))
 
     def peak_bytes(self, worker_id: int) -> int:
         """The most that was seen of the tree since its job began."""
@@ -131,10 +140,10 @@ class Meter:
         """The workers to look at now; each is looked at again only after `look`."""
         due = []
         while self._heap and self._heap[0][0] <= now:
-            worker_id = heappop(self._heap)[1]
+            at, worker_id = heappop(self._heap)
             watch = self._watches.get(worker_id)
-            if watch is not None:
-                watch.armed = False
+            if watch is not None and watch.due_at == at:
+                watch.due_at = None
                 due.append(worker_id)
         return due
 
@@ -142,8 +151,11 @@ class Meter:
         """Measure a worker that runs a job. The bytes and the limit if it is over; it is then stopped."""
         watch = self._watches[worker_id]
         resident = watch.tree.resident_bytes()
+        if watch.limit is None or resident <= watch.limit:
+            watch.shared = 0
         used = max(0, resident - watch.shared)
-        if watch.limit is not None and used > watch.limit:
+        if watch.limit is not None and (used > watch.limit or (watch.shared and now >= watch.stale_at)):
+            begun_at = monotonic()
             stopped = tree.freeze(watch.tree.pid)
             used = watch.tree.exact_bytes()
             watch.peak = max(watch.peak, used)
@@ -151,18 +163,17 @@ class Meter:
                 return used, watch.limit
             watch.shared = max(0, resident - used)
             tree.signal_all(stopped, signal.SIGCONT)
+            watch.stale_at = now + _PACE * (monotonic() - begun_at)
         watch.used = used
         watch.peak = max(watch.peak, used)
-        watch.armed = True
-        heappush(self._heap, (now + _interval_s(watch.limit, used), worker_id))
+        self._arm(worker_id, watch, now + _interval_s(watch.limit, used))
         return None
 
     def resume(self, worker_id: int, now: float) -> None:
         """Let a tree that `look` has stopped go on."""
         watch = self._watches[worker_id]
         tree.signal_all([watch.tree.pid, *tree.descendants(watch.tree.pid)], signal.SIGCONT)
-        watch.armed = True
-        heappush(self._heap, (now + _SHORTEST_S, worker_id))
+        self._arm(worker_id, watch, now + _SHORTEST_S)
 
 
 def _interval_s(limit: int | None, used: int) -> float:

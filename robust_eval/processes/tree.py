@@ -19,11 +19,15 @@ def children(pid: int) -> list[int]:
         return _scan(pid)
     found: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                 found.extend(map(int, file.read().split()))
-    except OSError:
-        pass
+        except OSError:  # this thread ended; the others' children still count
+            continue
     return found
 
 

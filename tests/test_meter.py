@@ -1,0 +1,240 @@
+"""Memory of real process trees. Every process here waits for a line before it takes more."""
+
+import os
+import signal
+from collections.abc import Iterator
+from time import monotonic
+
+import psutil
+import pytest
+from children import Helper
+from waiting import wait_until
+
+from robust_eval.processes import meter as meter_module
+from robust_eval.processes.meter import Meter, Tree
+
+MIB = 2**20
+TAKE = """
+import os, sys
+kept = []
+for line in sys.stdin:
+    kept.append(bytearray(os.urandom(1024) * (int(line) * 1024)))
+    print("done", flush=True)
+"""
+# Forks of which each answers with a line of its own; `write` has each touch all that it shares.
+FORKS = """
+import os, sys, signal
+shared = bytearray(os.urandom(1024) * (100 * 1024))
+order, told = os.pipe(), os.pipe()
+def serve():
+    for byte in iter(lambda: os.read(order[0], 1), b""):
+        if byte == b"q":
+            os._exit(0)
+        shared[::4096] = b"x" * len(shared[::4096])
+        os.write(told[1], b"d")
+pids = []
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        serve()
+    pids.append(pid)
+print(*pids, flush=True)
+for line in sys.stdin:
+    for pid in pids:
+        os.write(order[1], line[:1].encode())
+        if line[0] == "w":
+            os.read(told[0], 1)
+    if line[0] == "q":
+        for pid in pids:
+            os.waitpid(pid, 0)
+        pids.clear()
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def eater() -> Iterator[Helper]:
+    """A process that takes as many MiB as each line says."""
+    with Helper(TAKE) as helper:
+        yield helper
+
+
+@pytest.fixture
+def forks() -> Iterator[Helper]:
+    """A process with 100 MiB and three forks that share it."""
+    with Helper(FORKS) as helper:
+        helper.pids = [int(word) for word in helper.read().split()]
+        yield helper
+
+
+@pytest.fixture
+def watched(eater: Helper) -> Iterator[Meter]:
+    """A meter that knows the eater as worker 1."""
+    meter = Meter()
+    meter.add(1, eater.pid)
+    yield meter
+    meter.remove(1)
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
+def test_a_tree_is_measured_with_everything_below_it(forks: Helper):
+    """Resident sizes count what forks share once for each, proportional sizes once."""
+    tree = Tree(forks.pid)
+    try:
+        assert tree.resident_bytes() > 4 * 100 * MIB
+        assert 100 * MIB < tree.exact_bytes() < 250 * MIB
+    finally:
+        tree.close()
+
+
+def test_a_dead_tree_takes_nothing():
+    """Gone processes count as zero and raise nothing."""
+    with Helper("input()") as helper:
+        tree = Tree(helper.pid)
+    try:
+        assert tree.resident_bytes() == 0
+        assert tree.exact_bytes() == 0
+        assert meter_module._resident_bytes(helper.pid) == 0
+    finally:
+        tree.close()
+
+
+def test_a_worker_that_is_gone_already_is_not_watched():
+    """Adding it does nothing, and neither does anything said of it afterwards."""
+    with Helper("input()") as helper:
+        pass
+    meter = Meter()
+    meter.add(1, helper.pid)
+    meter.begin(1, MIB, 0.0)
+    meter.remove(1)
+    assert (meter.next_at(), meter.due(1e9), meter.peak_bytes(1)) == (None, [], 0)
+
+
+def test_a_tree_over_its_limit_is_stopped_and_can_go_on(eater: Helper, watched: Meter):
+    """The answer holds the bytes and the limit; the tree takes no more until it is resumed."""
+    limit = 200 * MIB
+    watched.begin(1, limit, 0.0)
+    assert watched.look(1, 0.0) is None
+    eater.ask("400")
+    assert watched.due(0.1) == [1]
+    over = watched.look(1, 0.1)
+    assert over is not None
+    used, said = over
+    assert said == limit
+    assert 400 * MIB < used < 500 * MIB
+    assert watched.peak_bytes(1) == used
+    wait_until(lambda: is_stopped(eater.pid))
+    watched.resume(1, 0.1)
+    assert eater.ask("1") == "done"
+    assert watched.next_at() == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_peak_belongs_to_one_job(eater: Helper, watched: Meter):
+    """The next job begins with none."""
+    watched.begin(1, None, 0.0)
+    eater.ask("100")
+    assert watched.look(1, 0.5) is None
+    assert watched.peak_bytes(1) > 100 * MIB
+    watched.begin(1, None, 1.0)
+    assert watched.peak_bytes(1) == 0
+
+
+def test_it_is_looked_at_when_it_could_next_be_over(eater: Helper, watched: Meter):
+    """The less headroom, the sooner; without a limit, now and then for the peak alone."""
+    watched.begin(1, None, 0.0)
+    assert watched.due(0.4) == []
+    assert watched.due(0.5) == [1]
+    assert watched.next_at() is None
+    watched.begin(1, 3 * 2**30, 1.0)
+    assert watched.next_at() == pytest.approx(1.5)
+    assert watched.due(1.5) == [1]
+    watched.look(1, 1.5)
+    at = watched.next_at()
+    assert at is not None
+    assert 1.9 < at <= 2.0
+
+
+def test_a_smaller_limit_is_looked_at_sooner(watched: Meter):
+    """A job with a limit behind one without does not wait for the look that was due for the other."""
+    watched.begin(1, None, 0.0)
+    watched.begin(1, 100 * MIB, 0.1)
+    at = watched.next_at()
+    assert at is not None
+    assert at < 0.2
+    assert watched.due(at) == [1]
+    watched.look(1, at)
+    again = watched.next_at()
+    assert again is not None
+    assert watched.due(again) == [1]
+    assert watched.due(10.0) == []
+
+
+def test_a_look_that_is_due_for_the_dead_is_dropped(watched: Meter):
+    """A worker may go while it waits to be looked at."""
+    watched.begin(1, None, 0.0)
+    watched.remove(1)
+    assert watched.due(1.0) == []
+
+
+def test_forks_that_share_are_under_the_limit(forks: Helper):
+    """Four times 100 MiB that are the same 100 MiB pass a limit of 250, and all go on."""
+    meter = Meter()
+    meter.add(1, forks.pid)
+    try:
+        meter.begin(1, 250 * MIB, 0.0)
+        assert meter.look(1, 0.0) is None
+        assert meter.peak_bytes(1) < 250 * MIB
+        assert not any(map(is_stopped, (forks.pid, *forks.pids)))
+    finally:
+        meter.remove(1)
+
+
+def test_forks_that_write_to_what_they_shared_are_found(forks: Helper):
+    """Resident sizes do not move when pages stop being shared; the exact sum is asked again after a while."""
+    meter = Meter()
+    meter.add(1, forks.pid)
+    try:
+        meter.begin(1, 250 * MIB, 0.0)
+        now = monotonic()
+        assert meter.look(1, now) is None
+        forks.ask("w")
+        over = meter.look(1, now + 10.0)
+        assert over is not None
+        assert over[0] > 380 * MIB
+        meter.resume(1, now + 10.0)
+    finally:
+        meter.remove(1)
+
+
+def test_what_was_shared_once_is_not_taken_off_for_ever(forks: Helper):
+    """When the forks are gone, the tree is measured as it is; a new job starts from nothing."""
+    meter = Meter()
+    meter.add(1, forks.pid)
+    try:
+        meter.begin(1, 250 * MIB, 0.0)
+        assert meter.look(1, 0.0) is None
+        forks.ask("q")
+        assert meter.look(1, 0.1) is None
+        meter.begin(1, 50 * MIB, 0.2)
+        over = meter.look(1, 0.2)
+        assert over is not None
+        assert over[0] > 100 * MIB
+        meter.resume(1, 0.2)
+    finally:
+        meter.remove(1)
+
+
+def test_sizes_come_from_psutil_where_the_kernel_keeps_no_statm(eater: Helper, monkeypatch: pytest.MonkeyPatch):
+    """The way of macOS gives the same answer, and zero for what is gone."""
+    monkeypatch.setattr(meter_module.system, "LINUX", False)
+    tree = Tree(eater.pid)
+    eater.ask("50")
+    assert tree.resident_bytes() > 50 * MIB
+    tree.close()
+    assert meter_module._resident_by_psutil(eater.pid) > 50 * MIB
+    os.kill(eater.pid, signal.SIGKILL)
+    eater.wait()
+    assert meter_module._resident_bytes(eater.pid) == 0
