@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from robust_eval import Job, ProcessPoolEvaluator
+from robust_eval.evaluators import process
+from robust_eval.processes.pool import PoolSettings
 from stress.faults import CATALOGUE, Fault, behave, configuration
 from waiting import alive_with, nothing_left
 
@@ -17,7 +19,6 @@ SPAWNED = (
     "exit_with_0",
     "segfault",
     "result_does_not_unpickle_in_the_driver",
-    "eat_memory_in_a_child",
     "print_fifty_megabytes",
     "leave_a_daemon",
     "change_the_environment",
@@ -25,6 +26,14 @@ SPAWNED = (
 )
 
 
+@pytest.fixture(autouse=True)
+def patient_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a stack dump longer than the usual 5 ms, which it takes where all cores are busy with other things."""
+
+    def settings(**given) -> PoolSettings:
+        return PoolSettings(**{**given, "policy": {**given["policy"], "dump_s": 0.5}})
+
+    monkeypatch.setattr(process, "PoolSettings", settings)
 
 
 def run_with(fault: Fault, diary: Path, start_method: str) -> list[Job]:
@@ -78,7 +87,7 @@ def hold_against(fault: Fault, directory: Path, start_method: str) -> None:
     assert runs == {x: 1 for x in range(MORE.stop) if x not in never}
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [name for name, fault in CATALOGUE.items() if not fault.heavy])
 def test_a_fault_costs_its_own_job_alone(name: str, tmp_path: Path):
     """Two guilty jobs of twenty fail alone and rightly, nothing runs twice, nothing is left, the pool goes on."""
     hold_against(CATALOGUE[name], tmp_path, "fork")

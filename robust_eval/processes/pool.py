@@ -379,3 +379,4 @@ class Pool:
     def _release(self) -> None:
         os.close(self._bundle_fd)
         os.close(self._ledger_fd)
+        self._ledger.close()

@@ -1,0 +1,88 @@
+"""Memory limits against real hogs at full speed: caught in time, and only those who are over."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+from robust_eval import ProcessPoolEvaluator, RunningJob
+from stress.faults import CATALOGUE
+
+MIB = 2**20
+LIMIT = 512 * MIB
+HOGS = [name for name, fault in CATALOGUE.items() if fault.kinds == ("memory",) and fault.heavy]
+
+
+@pytest.mark.parametrize("name", HOGS)
+def test_a_hog_is_caught_within_a_tenth_over_its_limit(name: str):
+    """A job that fills 4 GiB as fast as it can, by itself or in children, is stopped at 512 MiB, 10% or 64 MiB over."""
+    fault = CATALOGUE[name]
+    with ProcessPoolEvaluator(fault.run, memory_limit=LIMIT) as evaluator:
+        evaluator.submit([{"x": 1}])
+        (job,) = evaluator.gather("ALL")
+    assert job.failure is not None
+    assert job.failure.kind == "memory", job.failure.render()
+    fault.check(job)
+
+
+def share_among_four(job: RunningJob) -> int:
+    """Four forks that only read what their parent holds; returns what the kernel says they take together."""
+    shared = np.ones(300 * MIB, dtype=np.uint8)
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            ends_at = time.monotonic() + 1.0
+            while time.monotonic() < ends_at:
+                shared.sum()
+            os._exit(0)
+        pids.append(pid)
+    codes = [os.waitpid(pid, 0)[1] for pid in pids]
+    return sum(codes)
+
+
+def test_forks_that_share_memory_are_counted_once():
+    """Four forks that share 300 MiB are 300 MiB, not 1.5 GiB: a limit of 1 GiB does not strike them."""
+    with ProcessPoolEvaluator(share_among_four, memory_limit="1GiB") as evaluator:
+        evaluator.submit([{}])
+        (job,) = evaluator.gather("ALL")
+    assert job.failure is None, job.failure.render()
+    assert job.objective == 0
+    assert 300 * MIB <= job.metadata["peak_memory"] < 1024 * MIB
+
+
+def hold(job: RunningJob) -> float:
+    """Hold so much for so long."""
+    hoard = np.ones(job["size"], dtype=np.uint8)
+    time.sleep(job["seconds"])
+    return float(hoard[-1])
+
+
+def test_a_job_under_its_limit_is_left_alone():
+    """A job that stays a little under its limit delivers, and its peak is told."""
+    with ProcessPoolEvaluator(hold, memory_limit=LIMIT) as evaluator:
+        evaluator.submit([{"size": 400 * MIB, "seconds": 0.2}])
+        (job,) = evaluator.gather("ALL")
+    assert job.failure is None, job.failure.render()
+    assert 400 * MIB <= job.metadata["peak_memory"] < LIMIT
+
+
+def test_the_peak_belongs_to_its_own_job():
+    """A small job after a large one in the same worker is told with its own peak."""
+    with ProcessPoolEvaluator(hold, num_workers=1) as evaluator:
+        evaluator.submit([{"size": 256 * MIB, "seconds": 0.05}])
+        evaluator.gather("ALL")
+        evaluator.submit([{"size": MIB, "seconds": 0.05}])
+        (small,) = evaluator.gather("ALL")
+    assert small.metadata["peak_memory"] < 200 * MIB
+
+
+def test_each_job_has_its_own_limit():
+    """A limit given with the job counts for that job alone."""
+    with ProcessPoolEvaluator(hold, num_workers=2) as evaluator:
+        configs = [{"size": 200 * MIB, "seconds": 0.6, "limit": limit} for limit in (100 * MIB, 400 * MIB)]
+        evaluator.submit(configs, memory_limit=lambda config: config["limit"])
+        jobs = {job.config["limit"]: job for job in evaluator.gather("ALL")}
+    assert jobs[100 * MIB].failure.kind == "memory"
+    assert jobs[400 * MIB].failure is None
