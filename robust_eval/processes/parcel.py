@@ -116,6 +116,8 @@ def unpack(content: memoryview | bytes) -> Any:
     content = memoryview(content)
     if content[:1] == _PLAIN:
         return pickle.loads(content[1:])
+    if content.readonly:  # bytes: an array that was writable where it came from is so here
+        content = memoryview(bytearray(content))
     (count,) = _COUNT.unpack_from(content, 1)
     sizes = struct.unpack_from(f"<{count}Q", content, 1 + _COUNT.size)
     position = 1 + _COUNT.size + 8 * count

@@ -44,7 +44,14 @@ def map_privately(fd: int, size: int) -> memoryview:
 
     `mmap.mmap` keeps a duplicate of the descriptor open for as long (it can do without from Python 3.13 on), and a
     driver that holds a thousand large results would run out of descriptors.
+
+    Raises:
+        OSError: it cannot be mapped.
+        ValueError: the file is smaller than said; touching what lies behind its end would be a SIGBUS.
     """
+    if not 0 < size <= os.fstat(fd).st_size:
+        msg = f"{size} bytes were announced and the file has {os.fstat(fd).st_size}"
+        raise ValueError(msg)
     if sys.version_info >= (3, 13):
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
     libc = ctypes.CDLL(None, use_errno=True)

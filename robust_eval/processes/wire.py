@@ -1,6 +1,6 @@
 """Frames <-> bytes on the three kinds of channel.
 
-- driver <-> supervisor, a stream: length, number of descriptors, marshal. Both ends are ours and of one interpreter.
+- driver <-> supervisor, a stream: length, marshal. Both ends are ours and of one interpreter.
 - supervisor -> worker, packets: one job a packet, so that the supervisor can take back exactly what was not read.
 - worker -> supervisor, a stream: a fixed header and an opaque payload. The worker runs the user's code, so nothing of
   it is trusted: a header that is not exactly right is a `ProtocolError`, and no decoder with an opinion runs here.
@@ -20,7 +20,7 @@ from robust_eval.processes.parcel import Memory, Parcel
 
 MARSHAL_VERSION = 4
 MOST_DESCRIPTORS = 200
-_FRAME = struct.Struct("<IH")
+_FRAME = struct.Struct("<Q")
 _READ_BYTES = 1 << 18
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
 _ONE_FD_BYTES = socket.CMSG_SPACE(4)
@@ -68,12 +68,16 @@ class Frames:
         buffer, position = self._buffer, 0
         try:
             while len(buffer) - position >= _FRAME.size:
-                size, _ = _FRAME.unpack_from(buffer, position)
+                (size,) = _FRAME.unpack_from(buffer, position)
                 start = position + _FRAME.size
                 if len(buffer) - start < size:
                     break
-                with memoryview(buffer) as view:
-                    message = marshal.loads(view[start : start + size])
+                try:
+                    with memoryview(buffer) as view:
+                        message = marshal.loads(view[start : start + size])
+                except (EOFError, TypeError, ValueError) as error:
+                    msg = f"{bytes(buffer[position : position + 16])!r} stands where a message was due"
+                    raise ProtocolError(msg) from error
                 position = start + size
                 yield message
         finally:
@@ -83,7 +87,7 @@ class Frames:
 def frame(message: Any) -> bytes:
     """One message for a `Frames` at the other end."""
     body = marshal.dumps(message, MARSHAL_VERSION)
-    return _FRAME.pack(len(body), 0) + body
+    return _FRAME.pack(len(body)) + body
 
 
 def portable(parcel: Parcel, fds: list[int]) -> bytes | int:
@@ -144,7 +148,7 @@ READY, START_FAILED, RESULT, RECORD = 1, 2, 3, 4
 IN_MEMORY, LEFTOVERS, LEAVING, PRINTED = 1, 2, 4, 8
 KINDS = (None, "exception", "memory", "invalid", "unpicklable", "timeout")
 _KIND_SHIFT = 4
-_MOST_BYTES = 1 << 31
+_MOST_BYTES = 1 << 28
 
 
 class Report(NamedTuple):
@@ -202,10 +206,13 @@ class Reports:
                 if magic != _MAGIC or not 1 <= kind <= RECORD or flags >> _KIND_SHIFT >= len(KINDS):
                     msg = f"the worker wrote {bytes(buffer[position : position + 16])!r} where a report was due"
                     raise ProtocolError(msg)
-                if in_memory and not self._fds:
-                    msg = "the worker announced a result in shared memory and sent no descriptor"
+                if in_memory and not (kind == RESULT and self._fds):
+                    msg = "the worker announced a result in shared memory and sent none"
                     raise ProtocolError(msg)
-                if not in_memory and (size > _MOST_BYTES or len(buffer) - start < size):
+                if not in_memory and size > _MOST_BYTES:
+                    msg = f"the worker announced {size} bytes; more than {_MOST_BYTES} travel in shared memory only"
+                    raise ProtocolError(msg)
+                if not in_memory and len(buffer) - start < size:
                     break
                 payload = Memory(self._fds.popleft(), size) if in_memory else bytes(buffer[start : start + size])
                 position = start if in_memory else start + size
