@@ -40,8 +40,8 @@ def double_or_die(job: RunningJob) -> float:
 
 def wait_for_file(job: RunningJob) -> float:
     """Begin, say so, and go on once the file `go` is there."""
-    Path(job["begun"]).touch()
     double(job)
+    Path(job["begun"]).write_text(f"{os.getpid()} ")
     while not Path(job["go"]).exists():
         time.sleep(0.002)
     return 2.0 * job["x"]
@@ -152,8 +152,21 @@ def half_way(evaluator: ProcessPoolEvaluator, directory: Path) -> Iterator[Path]
     for config in jobs:
         config |= {"begun": str(directory / f"begun{config['x']}"), "go": str(go)}
     evaluator.submit(jobs)
-    wait_until(lambda: len(list(directory.glob("begun*"))) == 2)
+    wait_until(lambda: len(pids_of_begun(directory)) == 2)
     yield go
+
+
+def pids_of_begun(directory: Path) -> list[int]:
+    return [int(text) for path in directory.glob("begun*") if (text := path.read_text()).endswith(" ")]
+
+
+def kill_and_go_on(evaluator: ProcessPoolEvaluator, victim: str, directory: Path, go: Path) -> None:
+    """Kill, and let jobs end only when the workers that ran are dead: a finish before that would rightly count."""
+    (process,) = VICTIMS[victim](evaluator)
+    workers = pids_of_begun(directory)
+    process.kill()
+    wait_until(lambda: not any(map(is_alive, workers)))
+    go.touch()
 
 
 @pytest.mark.parametrize("victim", ["template", "supervisor"])
@@ -161,9 +174,7 @@ def test_only_what_had_begun_is_lost(victim: str, tmp_path: Path):
     """The template or the supervisor dies while two of ten jobs run: these two are `lost`, the others run once."""
     with nothing_left(), ProcessPoolEvaluator(wait_for_file, num_workers=2) as evaluator:
         with half_way(evaluator, tmp_path) as go:
-            (process,) = VICTIMS[victim](evaluator)
-            process.kill()
-            go.touch()
+            kill_and_go_on(evaluator, victim, tmp_path, go)
         jobs = evaluator.gather("ALL")
     lost = sorted(job.config["x"] for job in jobs if job.failure)
     assert lost == [0, 1]
@@ -176,9 +187,7 @@ def test_what_was_lost_is_retried_where_that_was_asked_for(victim: str, tmp_path
     """With max_retries=1 the two that ran are run again, and only they."""
     with nothing_left(), ProcessPoolEvaluator(wait_for_file, num_workers=2, max_retries=1) as evaluator:
         with half_way(evaluator, tmp_path) as go:
-            (process,) = VICTIMS[victim](evaluator)
-            process.kill()
-            go.touch()
+            kill_and_go_on(evaluator, victim, tmp_path, go)
         jobs = evaluator.gather("ALL")
     assert all(job.failure is None for job in jobs), [job.failure for job in jobs if job.failure]
     assert runs(tmp_path / "diary") == {x: 2 if x < 2 else 1 for x in range(10)}
