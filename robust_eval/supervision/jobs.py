@@ -19,6 +19,9 @@ class Refusal(NamedTuple):
     detail: object = None
 
 
+_CANCELLED = Refusal("cancelled", "cancelled")
+
+
 class JobBook:
     """Every job that was submitted and has not settled.
 
@@ -29,7 +32,7 @@ class JobBook:
     def __init__(self, policy: Policy, actions: list[Action]) -> None:
         self._policy = policy
         self._actions = actions
-        self._refusals: list[Refusal] = []
+        self.refusals: list[Refusal] = []
         self.queue: deque[JobRecord] = deque()
         self.queued = 0
         self.jobs: dict[int, JobRecord] = {}
@@ -39,7 +42,7 @@ class JobBook:
     @property
     def refusing(self) -> bool:
         """Whether nothing more is begun."""
-        return bool(self._refusals)
+        return bool(self.refusals)
 
     def submit(self, specs: list[JobSpec]) -> None:
         """Take the jobs in.
@@ -55,7 +58,7 @@ class JobBook:
         for job_id, timeout_s, attempts in specs:
             job = JobRecord(job_id, timeout_s, attempts)
             self.jobs[job_id] = job
-            if self._refusals:
+            if self.refusals:
                 self._never_begun(job)
             else:
                 self._wait(job)
@@ -77,7 +80,7 @@ class JobBook:
 
     def refuse(self, refusal: Refusal) -> None:
         """From now on nothing is begun; all that waits settles with the refusal."""
-        self._refusals.append(refusal)
+        self.refusals.append(refusal)
         queue, self.queue = self.queue, deque()
         self.queued = 0
         for job in queue:
@@ -86,14 +89,14 @@ class JobBook:
 
     def allow(self, cause: str) -> None:
         """Lift the refusal of this cause."""
-        self._refusals = [refusal for refusal in self._refusals if refusal.cause != cause]
+        self.refusals = [refusal for refusal in self.refusals if refusal.cause != cause]
 
     def give_back(self, jobs: list[JobRecord]) -> None:
         """Put jobs that were sent and had not begun back to the front, in their order and uncounted."""
         for job in reversed(jobs):
             job.worker_id = None
             job.move("taken back")
-            if job.cancelled or self._refusals:
+            if job.cancelled or self.refusals:
                 self._never_begun(job)
             else:
                 self.queued += 1
@@ -103,27 +106,31 @@ class JobBook:
         """The attempt is over: settle the job, or let it wait for the next attempt."""
         job.attempts += 1
         outcome.attempts = job.attempts
-        wanted = not (job.cancelled or self._refusals)
+        wanted = not (job.cancelled or self.refusals)
         if wanted and self._policy.retries(outcome.kind, job.attempts) and not outcome.unkilled:
+            job.failed = SettleJob(job.job_id, outcome, job.worker_id)
             job.worker_id = None
             job.move("failed, retried")
             self._wait(job)
             return
         job.move("finished")
-        self._settle(job, outcome)
+        self._settle(SettleJob(job.job_id, outcome, job.worker_id))
 
     def _wait(self, job: JobRecord) -> None:
         self.queued += 1
         self.queue.append(job)
 
     def _never_begun(self, job: JobRecord) -> None:
-        """Settle a job that waits."""
-        refusal = self._refusals[0] if self._refusals else Refusal("cancelled", "cancelled")
+        """Settle a job that waits: with the failure of its last attempt, if it had one."""
         job.move("never begun")
-        outcome = Outcome(refusal.kind, refusal.cause, detail=refusal.detail, attempts=job.attempts)
-        self._settle(job, outcome)
+        settle = job.failed
+        if settle is None:
+            kind, cause, detail = self.refusals[0] if self.refusals else _CANCELLED
+            outcome = Outcome(kind, cause, detail=detail, attempts=job.attempts)
+            settle = SettleJob(job.job_id, outcome, None)
+        self._settle(settle)
 
-    def _settle(self, job: JobRecord, outcome: Outcome) -> None:
-        del self.jobs[job.job_id]
+    def _settle(self, settle: SettleJob) -> None:
+        del self.jobs[settle.job_id]
         self.settled_count += 1
-        self._actions.append(SettleJob(job.job_id, outcome, job.worker_id))
+        self._actions.append(settle)

@@ -22,13 +22,12 @@ class Killer:
         """Make the worker die, for the first reason that is given.
 
         What it has not begun is taken back at once. A further reason does not change the first one,
-        but ends the patience of a grace period, unless it is only another timeout.
+        but ends the patience of a grace period.
         """
         if worker.state in DYING:
             return
         if worker.state is WorkerState.STOPPING:
-            if doom.kind != "timeout":
-                self._kill(worker, "doomed", now)
+            self._kill(worker, "doomed", now)
             return
         worker.doom = doom
         self._roster.withdraw(worker)

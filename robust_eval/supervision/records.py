@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from robust_eval.supervision.transitions import JobState, WorkerState, next_job_state, next_worker_state
 
 if TYPE_CHECKING:
-    from robust_eval.supervision.actions import Outcome
+    from robust_eval.supervision.actions import Outcome, SettleJob
 
 
 class Doom(NamedTuple):
@@ -29,9 +29,9 @@ class Doom(NamedTuple):
 
 
 class JobRecord:
-    """One job that has not settled."""
+    """One job that has not settled. `failed` is how its last attempt would have settled it."""
 
-    __slots__ = ("attempts", "cancelled", "job_id", "state", "timeout_s", "worker_id")
+    __slots__ = ("attempts", "cancelled", "failed", "job_id", "state", "timeout_s", "worker_id")
 
     def __init__(self, job_id: int, timeout_s: float | None, attempts: int) -> None:
         self.job_id = job_id
@@ -39,6 +39,7 @@ class JobRecord:
         self.attempts = attempts
         self.state = JobState.QUEUED
         self.cancelled = False
+        self.failed: SettleJob | None = None
         self.worker_id: int | None = None
 
     def move(self, cause: str) -> None:
@@ -83,7 +84,7 @@ class WorkerRecord:
         self.deadline: float | None = None
         self.tasks = 0
         self.doom: Doom | None = None
-        self.held: list[tuple[JobRecord, "Outcome"]] = []
+        self.held: list[tuple[JobRecord, Outcome]] = []
         self.timer_at: float | None = None
         self.unheard_since: float | None = None
         self.was_ready = False
@@ -117,14 +118,22 @@ class Timers:
             worker.timer_at = at
             heappush(self._heap, (at, worker.worker_id))
 
-    def first(self) -> float | None:
-        """The instant of the earliest timer, stale ones included."""
-        return self._heap[0][0] if self._heap else None
-
-    def pop_due(self, now: float) -> list[tuple[float, int]]:
-        """Remove and return the timers that have come."""
+    def first(self, workers: dict[int, WorkerRecord]) -> float | None:
+        """The instant of the earliest timer; what no longer counts is dropped on the way."""
         heap = self._heap
-        popped = []
-        while heap and heap[0][0] <= now:
-            popped.append(heappop(heap))
-        return popped
+        while heap:
+            at, worker_id = heap[0]
+            worker = workers.get(worker_id)
+            if worker is not None and worker.timer_at == at:
+                return at
+            heappop(heap)
+        return None
+
+    def pop_due(self, workers: dict[int, WorkerRecord], now: float) -> list[int]:
+        """Disarm the timers that have come and return the ids of their workers."""
+        due = []
+        while (at := self.first(workers)) is not None and at <= now:
+            _, worker_id = heappop(self._heap)
+            workers[worker_id].timer_at = None
+            due.append(worker_id)
+        return due

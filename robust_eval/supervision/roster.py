@@ -59,6 +59,11 @@ class Roster:
 
     # -- starting
 
+    @property
+    def started_count(self) -> int:
+        """How many workers were ever started."""
+        return self._next_worker_id
+
     def replenish(self, now: float) -> None:
         """Fill the free slots and order what is missing, unless a backoff forbids it."""
         if self.sealed or now < self.start_at:
@@ -151,7 +156,7 @@ class Roster:
         cause = worker.doom.cause if worker.doom is not None else ""
         if not worker.never_served or cause in _WANTED:
             return False
-        serving = worker.was_ready and bool(worker.inbox)
+        serving = worker.unheard_since is not None  # it was given a job, even if that is back
         if cause == "template" and not serving:
             return False
         if worker.was_ready and not serving:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from robust_eval.errors import InternalError
 from robust_eval.supervision import events as ev
-from robust_eval.supervision.actions import Action, Finish, Outcome, TakeBack
+from robust_eval.supervision.actions import Action, DumpStack, Finish, KillWorker, Outcome, StopJob, TakeBack
 from robust_eval.supervision.dispatch import Dispatcher
 from robust_eval.supervision.jobs import JobBook, Refusal
 from robust_eval.supervision.killing import DYING, Killer
@@ -33,6 +33,7 @@ from robust_eval.supervision.transitions import WorkerState
 _BUSY = WorkerState.BUSY
 _STOPPING = WorkerState.STOPPING
 _STUBBORN = WorkerState.STUBBORN
+_ORDERS = (TakeBack, StopJob, DumpStack, KillWorker)
 _UNREADY = (WorkerState.STARTING, WorkerState.BLANK, WorkerState.INITIALIZING)
 
 
@@ -57,7 +58,7 @@ class Supervisor:
         self.closing = False
         self.finished = False
         self._looked_at = now
-        self._due: list[tuple[float, int]] = []
+        self._due: list[int] = []
 
     def handle(self, events: Iterable[ev.Event], now: float) -> list[Action]:
         """Take in what happened and answer what to do.
@@ -91,16 +92,16 @@ class Supervisor:
         exactly these timers, judged at this `now`; later ones wait for the next call.
         """
         self._looked_at = now
-        self._due.extend(self.timers.pop_due(now))
         workers = self.roster.workers
-        due = {i: None for at, i in self._due if i in workers and workers[i].timer_at == at}
+        self._due += self.timers.pop_due(workers, now)
+        due = self._due
         if self.budget_at is not None and now >= self.budget_at:
-            due |= {i: None for i, worker in workers.items() if worker.state is _BUSY}
-        return list(due)
+            due = due + [i for i, worker in workers.items() if worker.state is _BUSY]
+        return list(dict.fromkeys(due))
 
     def next_deadline(self) -> float | None:
         """The instant at which `due_workers` and `handle` must be called at the latest, or None."""
-        instants = (self.timers.first(), self.budget_at, self.roster.next_start_at())
+        instants = (self.timers.first(self.roster.workers), self.budget_at, self.roster.next_start_at())
         return min((at for at in instants if at is not None), default=None)
 
     # -- jobs
@@ -271,10 +272,17 @@ class Supervisor:
             return
         known_stubborn = worker.state is _STUBBORN
         self.roster.remove(worker)
+        self._forget_orders(worker.worker_id)
         if known_stubborn:
             self._weigh_slots()
         else:
             self._part(worker, event.detail)
+
+    def _forget_orders(self, worker_id: int) -> None:
+        """What was read just before the exit may have led to orders that nobody can carry out."""
+        self.actions[:] = [
+            action for action in self.actions if not (isinstance(action, _ORDERS) and action.worker_id == worker_id)
+        ]
 
     def _doom(self, worker: WorkerRecord, kind: str, cause: str, detail: object = None) -> None:
         """Doom the worker for a reason that is no single job's."""
@@ -334,10 +342,9 @@ class Supervisor:
             self._budget_over()
         if self._due:
             due, self._due = self._due, []
-            for at, worker_id in due:
+            for worker_id in due:
                 worker = self.roster.workers.get(worker_id)
-                if worker is not None and worker.timer_at == at:
-                    worker.timer_at = None
+                if worker is not None:
                     self._on_timer(worker)
 
     def _on_timer(self, worker: WorkerRecord) -> None:
