@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_eval.failure import Failure, FailureKind
 from robust_eval.processes.blame import rebuilt
-from robust_eval.processes.parcel import Parcel, discard, open_parcel, unpack, view
+from robust_eval.processes.parcel import Landed, discard, open_parcel, unpack, view
 from robust_eval.processes.pool import Done, Failed, Settled
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
     )
 
 
-def _fields(blamed: Parcel) -> dict[str, Any]:
+def _fields(blamed: Landed) -> dict[str, Any]:
     if not blamed:
         return {}
     try:
@@ -124,7 +124,7 @@ def _fields(blamed: Parcel) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _late(late: Parcel) -> Any:
+def _late(late: Landed) -> Any:
     if not late:
         return None
     try:

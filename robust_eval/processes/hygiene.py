@@ -16,7 +16,8 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeAlias
 
 # The wrappers of `signal` make enums of what these return, at ten times the cost.
 getsignal: Callable[[int], Any] = importlib.import_module("_signal").getsignal
@@ -128,24 +129,37 @@ class Baseline:
         return None
 
 
+_Glimpse: TypeAlias = "ctypes.Array[ctypes.c_char]"
+_GLIMPSE = ctypes.c_char * 16
+
+
+def _seen(state: "_Glimpse | None") -> bytes:
+    return b"" if state is None else state.raw
+
+
 class Randomness:
     """The global generators of `random` and numpy.
 
-    A Mersenne twister that drew or was seeded shows it in its position, one integer, which is read where it lies in
-    memory: asking for the whole state would cost 11 us a job, and a new seed 16.
+    A Mersenne twister that drew or was seeded shows it in its position and the words of state beside that, which are
+    read where they lie in memory: asking for the whole state would cost 11 us a job, and a new seed 16. The position
+    alone would not do: it is the same after every seeding.
     """
 
     def __init__(self, seed: int | None) -> None:
         self._seed = seed
         self._numpy: Any = None
-        self._random_position = self._locate_random()
-        self._numpy_position: ctypes.c_int | None = None
+        self._random_state = self._locate_random()
+        self._numpy_state: _Glimpse | None = None
         self._reseed_random()
+        if seed is not None:
+            # Since version 2 numpy imports this when it is first used, which is after the seeding.
+            with contextlib.suppress(ImportError):
+                import_module("numpy.random")
         self._find_numpy()
 
     @staticmethod
-    def _locate_random() -> ctypes.c_int | None:
-        """The position inside the C object of `random`, if this interpreter keeps it where CPython 3.11 does."""
+    def _locate_random() -> "_Glimpse | None":
+        """The position and first words in the C object of `random`, if they are where CPython 3.11 keeps them."""
         generator = random.Random(0)
         position = ctypes.c_int.from_address(id(generator) + _RANDOM_INDEX_OFFSET)
         seen = [position.value]
@@ -153,7 +167,7 @@ class Randomness:
         seen.append(position.value)
         state = generator.getstate()[1][-1]
         if seen == [_STATE_WORDS, state]:
-            return ctypes.c_int.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # noqa: SLF001 - see above
+            return _GLIMPSE.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # noqa: SLF001 - see above
         return None
 
     def _find_numpy(self) -> None:
@@ -162,31 +176,28 @@ class Randomness:
             with contextlib.suppress(AttributeError, TypeError):
                 legacy = self._numpy.mtrand._rand._bit_generator  # noqa: SLF001 - there is no public name for it
                 address = legacy.ctypes.state_address
-                self._numpy_position = ctypes.c_int.from_address(address + 4 * _STATE_WORDS)
+                # The position follows the last word of the state.
+                self._numpy_state = _GLIMPSE.from_address(address + 4 * (_STATE_WORDS + 1) - ctypes.sizeof(_GLIMPSE))
             self._reseed_numpy()
 
     def _reseed_random(self) -> None:
         random.seed(self._seed)
-        self._random_at = self._position(self._random_position)
+        self._random_was = _seen(self._random_state)
 
     def _reseed_numpy(self) -> None:
         seed = None if self._seed is None else self._seed % 2**32
         with contextlib.suppress(AttributeError, TypeError):
             self._numpy.seed(seed)
-        self._numpy_at = self._position(self._numpy_position)
-
-    @staticmethod
-    def _position(position: ctypes.c_int | None) -> int:
-        return -1 if position is None else position.value
+        self._numpy_was = _seen(self._numpy_state)
 
     def renew(self) -> None:
         """Give what moved since the last call a fresh seed; with a seed of the user's, leave it alone."""
         if self._seed is not None:
             return
-        if self._random_position is None or self._random_position.value != self._random_at:
+        if self._random_state is None or self._random_state.raw != self._random_was:
             self._reseed_random()
         if self._numpy is None:
             if "numpy.random" in sys.modules:
                 self._find_numpy()
-        elif self._numpy_position is None or self._numpy_position.value != self._numpy_at:
+        elif self._numpy_state is None or self._numpy_state.raw != self._numpy_was:
             self._reseed_numpy()

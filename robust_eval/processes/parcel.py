@@ -5,6 +5,7 @@ and more (numpy arrays, for one) lie behind the pickle and are not copied into i
 straight into the mapped memory.
 """
 
+import errno
 import os
 import pickle
 import struct
@@ -15,6 +16,7 @@ import cloudpickle
 from robust_eval.processes import system
 
 INLINE_BYTES = 1 << 20
+MISSING = -1
 _OUT_OF_BAND_BYTES = 1 << 16
 _ALIGN = 64
 _PLAIN, _BUFFERS = b"P", b"B"
@@ -30,6 +32,7 @@ class Memory(NamedTuple):
 
 
 Parcel = bytes | Memory
+Landed = bytes | memoryview | Memory
 
 
 def pack(obj: Any) -> Parcel:
@@ -96,14 +99,33 @@ def store(pieces: list[bytes | memoryview], size: int) -> Parcel:
     return Memory(fd, size)
 
 
-def view(parcel: Parcel) -> memoryview:
-    """The bytes of a parcel, mapped and not copied where they lie in a memfd."""
-    if isinstance(parcel, bytes):
+def view(parcel: Landed) -> memoryview:
+    """The bytes of a parcel, mapped and not copied where they lie in a memfd.
+
+    Raises:
+        OSError: they cannot be mapped, or their descriptor was lost on the way.
+        ValueError: there are fewer than announced.
+    """
+    if not isinstance(parcel, Memory):
         return memoryview(parcel)
+    if parcel.fd == MISSING:
+        raise OSError(errno.EMFILE, "no descriptor was free when it came; close some files or raise ulimit -n")
     return system.map_privately(parcel.fd, parcel.size)
 
 
-def open_parcel(parcel: Parcel) -> memoryview:
+def landed(parcel: Parcel) -> Landed:
+    """The parcel without its descriptor: however many a process keeps, it can go on opening files."""
+    if not isinstance(parcel, Memory):
+        return parcel
+    try:
+        content = view(parcel)
+    except (OSError, ValueError):
+        return parcel  # whoever opens it is told the same
+    discard(parcel)
+    return content
+
+
+def open_parcel(parcel: Landed) -> memoryview:
     """The same, and the memfd is closed: the mapping keeps what it holds."""
     try:
         return view(parcel)
@@ -136,5 +158,5 @@ def needs_proof(parcel: bytes) -> bool:
 
 def discard(parcel: object) -> None:
     """Close the memfd of a parcel that nobody will open."""
-    if isinstance(parcel, Memory):
+    if isinstance(parcel, Memory) and parcel.fd != MISSING:
         os.close(parcel.fd)

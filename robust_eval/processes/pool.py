@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from robust_eval.errors import EvaluatorClosed, RobustEvalError
 from robust_eval.processes import loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE, LEDGER_BYTES, LEDGER_OVER
-from robust_eval.processes.parcel import Memory, Parcel, discard, store
+from robust_eval.processes.parcel import Landed, Memory, Parcel, discard, landed, store
 
 _COOKIE_BYTES = 12
 _BATCH_JOBS = 4096
@@ -35,7 +35,7 @@ class Submission(NamedTuple):
     """One job for the pool. `timeout_s` and `memory_limit` (bytes) are None for no limit, `log` is a path or None."""
 
     job_id: int
-    parcel: Parcel
+    parcel: Landed
     timeout_s: float | None = None
     memory_limit: int | None = None
     attempts: int = 0
@@ -46,7 +46,7 @@ class Done(NamedTuple):
     """A job that returned. Instants are monotonic seconds of this machine, the peak is in bytes."""
 
     job_id: int
-    parcel: Parcel
+    parcel: Landed
     begun_at: float
     ended_at: float
     attempts: int
@@ -63,8 +63,8 @@ class Failed(NamedTuple):
 
     job_id: int
     info: dict[str, Any]
-    blamed: Parcel = b""
-    late: Parcel = b""
+    blamed: Landed = b""
+    late: Landed = b""
 
 
 Settled = Done | Failed
@@ -233,14 +233,23 @@ class Pool:
 
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
-        fds: list[int] = []
+        large: dict[int, Memory] = {}
         for job_id, parcel, *rest in submissions:
-            batch.append((job_id, wire.portable(parcel, fds), *rest))
-            if len(batch) == _BATCH_JOBS or len(fds) == wire.MOST_DESCRIPTORS:
-                self._send((orders.SUBMIT, batch), fds)
-                batch, fds = [], []
+            shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
+            if isinstance(shown, Memory):
+                large[job_id] = shown
+            batch.append((job_id, wire.portable(shown, []), *rest))
+            if len(batch) == _BATCH_JOBS or len(large) == wire.MOST_DESCRIPTORS:
+                self._send_batch(batch, large)
+                batch, large = [], {}
         if batch:
-            self._send((orders.SUBMIT, batch), fds)
+            self._send_batch(batch, large)
+
+    def _send_batch(self, batch: list[tuple[Any, ...]], large: dict[int, Memory]) -> None:
+        """Send one message; what it says of large payloads is kept here without their descriptors."""
+        self._send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
+        for job_id, memory in large.items():
+            self._pending[job_id] = self._pending[job_id]._replace(parcel=landed(memory))
 
     def _send(self, message: object, fds: list[int] | None = None) -> None:
         """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
@@ -301,9 +310,10 @@ class Pool:
         fds = self._frames.fds
         settled: list[Settled] = []
         for job_id, parcel, *rest in done:
-            settled.append(Done(job_id, wire.unportable(parcel, fds), *rest))
+            settled.append(Done(job_id, landed(wire.unportable(parcel, fds)), *rest))
         for job_id, info, blamed, late in failed:
-            settled.append(Failed(job_id, info, wire.unportable(blamed, fds), wire.unportable(late, fds)))
+            words = landed(wire.unportable(blamed, fds))
+            settled.append(Failed(job_id, info, words, landed(wire.unportable(late, fds))))
         for outcome in settled:
             discard(self._pending.pop(outcome.job_id).parcel)
         self._deaths = 0

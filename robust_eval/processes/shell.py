@@ -53,7 +53,8 @@ class Shell:
     def __init__(self, driver: DriverLink, config: dict[str, Any], driver_exit_fd: int) -> None:
         self._driver = driver
         self._selector = selectors.DefaultSelector()
-        bundle_fd, ledger_fd = driver.frames.fds.popleft(), driver.frames.fds.popleft()
+        bundle_fd, ledger_fd = (fd for fd in driver.frames.fds if fd is not None)
+        driver.frames.fds.clear()
         self._ledger = mmap(ledger_fd, LEDGER_BYTES)
         settings = Settings(**config["settings"], bundle_fd=bundle_fd, ledger_fd=ledger_fd)
         self._cookie = config["cookie"]

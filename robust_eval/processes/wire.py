@@ -16,7 +16,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from robust_eval.errors import RobustEvalError
-from robust_eval.processes.parcel import Memory, Parcel
+from robust_eval.processes.parcel import MISSING, Memory, Parcel
 
 MARSHAL_VERSION = 4
 MOST_DESCRIPTORS = 200
@@ -48,18 +48,24 @@ def rights(fds: list[int]) -> "list[tuple[int, int, array.array[int]]]":
 
 
 class Frames:
-    """Splits a stream of marshalled messages. `fds` are taken in the order in which the messages name them."""
+    """Splits a stream of marshalled messages. `fds` are taken in the order in which the messages name them.
+
+    Where a process has no descriptor free the kernel drops the rest of those that come with a message; a None stands
+    there until the message is done with.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
-        self.fds: deque[int] = deque()
+        self.fds: deque[int | None] = deque()
 
     def read(self) -> bool:
         """Receive once. False at end-of-file. BlockingIOError passes through."""
-        data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+        data, ancillary, flags, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
         if ancillary:
             self.fds.extend(descriptors(ancillary))
+        if flags & socket.MSG_CTRUNC:
+            self.fds.append(None)
         self._buffer += data
         return bool(data)
 
@@ -80,6 +86,8 @@ class Frames:
                     raise ProtocolError(msg) from error
                 position = start + size
                 yield message
+                if self.fds and self.fds[0] is None:
+                    self.fds.popleft()
         finally:
             del buffer[:position]
 
@@ -101,9 +109,14 @@ def portable(parcel: Parcel, fds: list[int]) -> bytes | int:
     return parcel
 
 
-def unportable(value: bytes | int, fds: deque[int]) -> Parcel:
-    """The parcel that stands in a message."""
-    return Memory(fds.popleft(), value) if isinstance(value, int) else value
+def unportable(value: bytes | int, fds: deque[int | None]) -> Parcel:
+    """The parcel that stands in a message; its descriptor is `MISSING` where the kernel dropped it."""
+    if not isinstance(value, int):
+        return value
+    if fds[0] is None:
+        return Memory(MISSING, value)
+    fd = fds.popleft()
+    return Memory(MISSING if fd is None else fd, value)
 
 
 # -- supervisor -> worker
