@@ -35,6 +35,7 @@ class Process:
         "running",
         "slot",
         "stage",
+        "stopped",
         "tasks",
         "unread",
         "worker_id",
@@ -50,6 +51,7 @@ class Process:
         self.begun_at = 0.0
         self.channel: list[ev.ResultReceived] = []
         self.tasks = 0
+        self.stopped: tuple[int, float] | None = None
         self.asked_back = self.condemned = self.dumping = self.killed = self.alone = False
 
     def holds(self) -> list[Attempt]:
@@ -61,8 +63,9 @@ class Process:
 class Books:
     """What really happened, and the judgement of every action of the core by it."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, now: float) -> None:
         self.policy = policy
+        self.now = now
         self.processes: dict[int, Process] = {}
         self.template = ""
         self.specs: dict[int, ev.JobSpec] = {}
@@ -70,6 +73,7 @@ class Books:
         self.begins: dict[int, int] = {}
         self.honest: dict[int, ev.ResultReceived] = {}
         self.last_end: dict[int, ev.ResultReceived] = {}
+        self.late_ends: list[ev.ResultReceived] = []
         self.facts: set[tuple[object, ...]] = set()
         self.finished = False
 
@@ -119,7 +123,9 @@ class Books:
         self.processes[action.worker_id].asked_back = True
 
     def _stop(self, action: do.StopJob) -> None:
-        self.processes[action.worker_id].condemned = True
+        process = self.processes[action.worker_id]
+        process.condemned = True
+        process.stopped = action.job_id, self.now
 
     def _dump(self, action: do.DumpStack) -> None:
         process = self.processes[action.worker_id]
@@ -158,6 +164,7 @@ class Books:
         if cause == "":
             assert end is not None, "a result that nobody gave"
             assert (end.kind, end.payload) == (outcome.kind, outcome.payload)
+            assert end not in self.late_ends, "stopped, and told as if it had ended in time"
         elif cause == "job_timeout":
             ran_s = (outcome.ended_at or 0.0) - (outcome.begun_at or 0.0)
             assert ran_s >= (self.specs[job_id].timeout_s or 0.0) - 1e-9

@@ -141,14 +141,9 @@ def fingerprint(world: World) -> Fingerprint:
         workers,
         len(core.book.jobs),
         len(world.specs),
-        world.template,
-        roster.template_up,
-        roster.template_proved,
+        bool(world.template),
         roster.sealed,
-        roster.template_at > roster.unready.last_at,
-        _row(roster.unready, core.policy),
-        _row(roster.unserved, core.policy),
-        max(roster.start_at - now, 0.0),
+        () if roster.sealed else _starting(world),
         tuple(refusal.cause for refusal in core.book.refusals),
         None if core.budget_at is None else _since(core.budget_at, now),
         core.closing,
@@ -159,6 +154,20 @@ def fingerprint(world: World) -> Fingerprint:
 
 def _since(at: float | None, now: float) -> float | None:
     return None if at is None else max(at - now, -_HORIZON_S)
+
+
+def _starting(world: World) -> Shape:
+    """What decides when the next worker starts, and whether the pool breaks."""
+    core, roster = world.core, world.core.roster
+    return (
+        world.template,
+        roster.template_up,
+        roster.template_proved,
+        roster.template_at > roster.unready.last_at,
+        _row(roster.unready, core.policy),
+        _row(roster.unserved, core.policy),
+        max(roster.start_at - world.now, 0.0),
+    )
 
 
 def _row(row: FailureRow, policy: Policy) -> int:
@@ -179,7 +188,7 @@ def _jobs_of(worker: WorkerRecord, process: Process | None, names: dict[int, int
 
 
 def _shape(world: World, worker: WorkerRecord, process: Process | None, place: int | None) -> Shape:
-    now, doom, roster = world.now, worker.doom, world.core.roster
+    now, doom = world.now, worker.doom
     most = world.policy.max_tasks_per_child
     head = worker.inbox[0] if worker.inbox else None
     timed = head is not None and (head.timeout_s is not None or len(worker.inbox) > 1)
@@ -188,8 +197,8 @@ def _shape(world: World, worker: WorkerRecord, process: Process | None, place: i
         worker.slot is None,
         len(worker.inbox),
         place,
-        worker.never_served if most is None else worker.tasks,
-        worker.was_ready,
+        worker.tasks if most is not None else 0,
+        _could_fail(world, worker),
         worker.begun_job_id is not None,
         _since(worker.since, now) if timed else None,
         _since(worker.unheard_since, now),
@@ -197,10 +206,19 @@ def _shape(world: World, worker: WorkerRecord, process: Process | None, place: i
         _since(worker.timer_at, now),
         None if doom is None else (doom.kind, doom.cause),
         tuple(outcome.kind for _, outcome in worker.held),
-        worker.started_at > roster.unready.last_at,
-        worker.started_at > roster.unserved.last_at,
         () if process is None else _reality(world, worker, process),
     )
+
+
+def _could_fail(world: World, worker: WorkerRecord) -> Shape:
+    """What decides whether the end of this worker counts as a failure to start or to serve."""
+    roster = world.core.roster
+    if roster.sealed or not worker.never_served:
+        return ()
+    unserved = worker.started_at > roster.unserved.last_at
+    if worker.was_ready:
+        return (unserved,)
+    return unserved, worker.started_at > roster.unready.last_at
 
 
 def _reality(world: World, worker: WorkerRecord, process: Process) -> Shape:

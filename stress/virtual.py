@@ -32,8 +32,7 @@ class World(Books):
     """
 
     def __init__(self, policy: Policy, now: float = 0.0) -> None:
-        super().__init__(policy)
-        self.now = now
+        super().__init__(policy, now)
         self.core = Supervisor(policy, now)
         self.log: list[do.Action] = []
         self.checked = True
@@ -200,6 +199,9 @@ class World(Books):
         in_time = timeout_s is None or event.ended_at - event.begun_at <= timeout_s
         if in_time and not process.condemned:
             self.honest[attempt[0]] = event
+        stopped_id, stopped_at = process.stopped or (None, 0.0)
+        if stopped_id == attempt[0] and event.ended_at > stopped_at:
+            self.late_ends.append(event)
         if event.leaving or event.leftovers or process.tasks == self.policy.max_tasks_per_child:
             process.stage = DONE
 

@@ -157,6 +157,19 @@ class TestOutcomes:
         die(world)
         assert told(world, 0) == told(world, 1) == (None, "")
 
+    def test_late_ends_of_several_jobs_all_settle_with_the_worker(self):
+        """Two jobs of a doomed worker end before the kill reaches it: both wait for its end."""
+        world = deep(2)
+        world.budget(0.0)
+        world.waits(0.5)
+        world.ends(0)
+        world.begins_job(0)
+        world.ends(0)
+        world.results(0)
+        assert not world.settled
+        die(world)
+        assert told(world, 0) == told(world, 1) == ("timeout", "search")
+
     def test_leftovers_hold_the_outcome_until_the_tree_is_gone(self):
         """A job that left processes settles, with its value, only after they are killed."""
         world = running()
@@ -507,6 +520,7 @@ class TestStartUp:
             die(world, worker_id)
             assert world.core.next_deadline() == pytest.approx(world.now + 0.01)
             world.tick()
+        assert world.core.roster.started_count == 6
         world.submit(*jobs(1))
         calm(world)
         assert told(world) == (None, "")
@@ -638,6 +652,12 @@ class TestInbox:
         assert last(world, do.TakeBack) == [do.TakeBack(long)]
         world.returns(long)
         assert [action.worker_id for action in last(world, do.SendJob)] == [short]
+
+    def test_what_comes_back_keeps_its_turn(self):
+        """Taken back in their order, in front of those that came later."""
+        world = deep(6)
+        world.returns(0)
+        assert [job.job_id for job in world.core.book.queue] == [1, 2, 3, 4, 5]
 
     def test_an_empty_answer_is_no_matter(self):
         """Everything was read before it could be taken back."""

@@ -44,7 +44,10 @@ class CloseRequested:
 
 @dataclass(slots=True)
 class TemplateExited:
-    """The template is gone and with it the workers that it forked."""
+    """The template is gone and with it the workers that it forked.
+
+    What counts is whether a worker of it was ever ready; `was_ready` is for those who read along.
+    """
 
     was_ready: bool
     detail: object = None
