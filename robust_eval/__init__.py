@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         JobTimeout,
         JobUnpicklable,
         RobustEvalError,
+        SearchBroken,
         SearchStopped,
         UnsupportedLimit,
     )
@@ -68,6 +69,7 @@ _WHERE = {
         "JobTimeout",
         "JobUnpicklable",
         "RobustEvalError",
+        "SearchBroken",
         "SearchStopped",
         "UnsupportedLimit",
     ),
@@ -111,6 +113,7 @@ __all__ = [
     "ProfilingCallback",
     "RobustEvalError",
     "RunningJob",
+    "SearchBroken",
     "SearchEarlyStopping",
     "SearchStopped",
     "SerialEvaluator",

@@ -54,6 +54,10 @@ class SearchStopped(RobustEvalError, RuntimeError):
     """A callback asks for the end of the search; ``gather`` raises it once its batch is recorded."""
 
 
+class SearchBroken(RobustEvalError, RuntimeError):
+    """So many jobs failed that the search was stopped (``max_failure_rate``, ``max_consecutive_failures``)."""
+
+
 class InternalError(RobustEvalError):
     """robust_eval broke one of its own promises.
 

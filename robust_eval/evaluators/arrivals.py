@@ -38,10 +38,19 @@ class Arrivals(Protocol):
         """Do the same in a coroutine, whatever its loop."""
 
 
-class Mailbox:
-    """`Arrivals` in the memory of this process."""
+def _nothing_to_say(_items: Iterable[Any]) -> bool:
+    return False
 
-    def __init__(self) -> None:
+
+class Mailbox:
+    """`Arrivals` in the memory of this process.
+
+    Args:
+        observe: sees what arrives; where it answers True, whoever waits gets what there is at once.
+    """
+
+    def __init__(self, observe: Callable[[Iterable[Any]], bool] = _nothing_to_say) -> None:
+        self._observe = observe
         self._arrived = threading.Condition()
         self._items: list[Any] = []
         self._wanted: float = math.inf
@@ -51,14 +60,15 @@ class Mailbox:
         """Deliver one item."""
         with self._arrived:
             self._items.append(item)
-            if len(self._items) >= self._wanted:
+            if self._observe((item,)) or len(self._items) >= self._wanted:
                 self._notify()
 
     def put_many(self, items: Iterable[Any]) -> None:
         """Deliver several items at once."""
         with self._arrived:
+            before = len(self._items)
             self._items.extend(items)
-            if len(self._items) >= self._wanted:
+            if self._observe(self._items[before:]) or len(self._items) >= self._wanted:
                 self._notify()
 
     def _notify(self) -> None:
@@ -74,7 +84,7 @@ class Mailbox:
             if len(self._items) < minimum:
                 self._wanted = minimum
                 try:
-                    self._arrived.wait_for(lambda: len(self._items) >= minimum, timeout)
+                    self._arrived.wait_for(lambda: self._wanted == math.inf or len(self._items) >= minimum, timeout)
                 finally:
                     self._wanted = math.inf
             items, self._items = self._items, []

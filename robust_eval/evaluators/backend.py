@@ -15,9 +15,10 @@ from robust_eval.evaluators.arrivals import Arrivals, Mailbox
 from robust_eval.evaluators.overridden import OverriddenExecutes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from robust_eval.evaluators.ledger import Retries
+    from robust_eval.evaluators.tally import Tally
     from robust_eval.job import Job
 
 
@@ -29,8 +30,9 @@ class Backend:
 
     num_workers: int
 
-    def __init__(self, retries: Retries) -> None:
-        self._arrivals: Arrivals = Mailbox()
+    def __init__(self, retries: Retries, tally: Tally) -> None:
+        self._tally = tally
+        self._arrivals: Arrivals = Mailbox(tally.observe if not self._is_overridden() else _unobserved)
         self._retries = retries
         self._overridden: OverriddenExecutes | None = None
         self._finalizers: list[weakref.finalize[Any, Any]] = []
@@ -72,7 +74,7 @@ class Backend:
             return
         if self._overridden is None:
             self._overridden = OverriddenExecutes(
-                self, self.num_workers, self._retries, has_backend=self._has_backend()
+                self, self.num_workers, self._retries, self._tally.observe, has_backend=self._has_backend()
             )
             self._on_drop(self._overridden.close)
             self._overridden.set_budget(self._seconds_left())
@@ -135,6 +137,16 @@ class Backend:
         job: Job = item
         return job
 
+    @staticmethod
+    def _kind_of(item: Any) -> str | None:
+        """Give the kind of failure of what arrived, or ``None`` for a value. Must not raise."""
+        failure = getattr(item, "failure", None)
+        return None if failure is None else str(failure.kind)
+
+    def _backend_stats(self) -> dict[str, Any]:
+        """Describe the health of what runs the jobs."""
+        return {}
+
     def _check_process(self) -> None:
         """Refuse to wait in a forked child of the driver, where nothing will ever arrive."""
 
@@ -143,6 +155,11 @@ class Backend:
 
     def _shutdown(self) -> None:
         """Settle every job that was taken as ``cancelled``, and end everything; bounded."""
+
+
+def _unobserved(_items: Iterable[Any]) -> bool:
+    """What arrives from a backend is counted once the overridden ``execute`` is done with it."""
+    return False
 
 
 Backend._native_execute = Backend.execute  # noqa: SLF001  our own

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias
 
@@ -21,20 +20,24 @@ from robust_eval.errors import (
     InvalidArgumentType,
     bounded_repr,
 )
+from robust_eval.evaluators.arguments import checked_configs, connected, known_search
 from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.gathering import Gathering
 from robust_eval.evaluators.ledger import Retries
 from robust_eval.evaluators.notify import Notifier
 from robust_eval.evaluators.registry import evaluator_class
+from robust_eval.evaluators.tally import Tally
 from robust_eval.job import Job, JobStatus
 from robust_eval.limits import parse_count, parse_seconds
 from robust_eval.objective import FAIL_RETURN_VALUE
 from robust_eval.results import ResultsFile, SavedKeys, csv_value, ordered_columns, rows_of
-from robust_eval.storage.base import Storage
-from robust_eval.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
     import pandas as pd
+
+    from robust_eval.storage.base import Storage
 
 OnError: TypeAlias = Literal["return", "raise"]
 _ON_ERROR: Final = ("return", "raise")
@@ -56,6 +59,9 @@ class Evaluator(Backend, Gathering):
         on_error: ``"return"`` failed jobs like others, or ``"raise"`` the first one in ``gather``.
         max_retries: how often a job that failed is tried again.
         retry_on: the kinds of failure for which it is; by default all that another try may cure.
+        max_failure_rate: the share of failed jobs (0 to 1, judged from 20 jobs on) over which the search is stopped:
+            ``gather`` raises `SearchBroken`, and what had settled stays gatherable.
+        max_consecutive_failures: how many jobs that fail in a row stop it in the same way.
 
     Attributes:
         jobs: every job that was submitted.
@@ -82,6 +88,8 @@ class Evaluator(Backend, Gathering):
         on_error: OnError = "return",
         max_retries: int = 0,
         retry_on: Iterable[str] | None = None,
+        max_failure_rate: float | None = None,
+        max_consecutive_failures: int | None = None,
     ) -> None:
         if not callable(run_function):
             raise InvalidArgumentType(
@@ -89,7 +97,8 @@ class Evaluator(Backend, Gathering):
             )
         if on_error not in _ON_ERROR:
             raise InvalidArgument(f"on_error={on_error!r} is unknown. Choose one of {_ON_ERROR}.")
-        Backend.__init__(self, Retries.parse(max_retries, retry_on))
+        tally = Tally(self._kind_of, max_failure_rate, max_consecutive_failures)
+        Backend.__init__(self, Retries.parse(max_retries, retry_on), tally)
         self.num_workers = parse_count("num_workers", num_workers)
         self.run_function = run_function
         self.run_function_kwargs = {} if run_function_kwargs is None else dict(run_function_kwargs)
@@ -103,8 +112,8 @@ class Evaluator(Backend, Gathering):
         self._created_at = time.monotonic()
         self._submitting = threading.RLock()  # a callback may submit or close
         self._closed = self._stopped = False
-        self._storage = _connected(storage)
-        self._search_id = _known_search(self._storage, search_id)
+        self._storage = connected(storage)
+        self._search_id = known_search(self._storage, search_id)
         self._results = ResultsFile(self._storage, self._search_id)
         Gathering.__init__(self, Notifier(), on_error)
 
@@ -189,7 +198,7 @@ class Evaluator(Backend, Gathering):
             EvaluatorClosed: the evaluator is closed.
         """
         self._check_options(per_job)
-        checked = _checked(configs)
+        checked = checked_configs(configs)
         with self._submitting:
             if self._closed:
                 raise EvaluatorClosed("This evaluator is closed: make a new one to submit jobs.")
@@ -220,6 +229,7 @@ class Evaluator(Backend, Gathering):
             JobFailed: with ``on_error="raise"``, for the first failure; that job counts as gathered,
                 the others stay for the next call.
             SearchStopped: a callback asked for it; the jobs are recorded and stay for the next call.
+            SearchBroken: too many jobs failed; the evaluator is closed, the jobs stay for the next call.
         """
         self._check_process()
         with self._alone():
@@ -249,6 +259,29 @@ class Evaluator(Backend, Gathering):
             if not self._batch:
                 self._batch.extend(await self.agather("BATCH", 1))
             yield self._batch.popleft()
+
+    def stats(self) -> dict[str, Any]:
+        """Tell how the search is doing, at once, from any thread.
+
+        Returns:
+            ``jobs`` (how many are submitted, settled, unsettled, gathered), ``outcomes`` (how many settled jobs are
+            ``ok`` or failed, by kind), ``num_workers``, and what the method adds: see its class.
+        """
+        settled = self._tally.outcomes.total()
+        jobs = {
+            "submitted": self.num_jobs_submitted,
+            "settled": settled,
+            "unsettled": max(0, self.num_jobs_submitted - settled),
+            "gathered": self.num_jobs_gathered,
+        }
+        outcomes = dict(self._tally.outcomes)
+        return {"jobs": jobs, "outcomes": outcomes, "num_workers": self.num_workers, **self._backend_stats()}
+
+    def _stop_if_broken(self) -> None:
+        if self._tally.broken is not None:
+            self.close()
+            failed = self._to_raise or [job for job in self._to_record if job.failure is not None]
+            self._tally.raise_broken(failed[0].failure if failed else None)
 
     def _on_done(self, job: Job) -> None:
         """Record a settled job, once."""
@@ -341,42 +374,3 @@ class Evaluator(Backend, Gathering):
     def _rows(self, jobs: list[Job], saved_keys: SavedKeys) -> list[dict[str, Any]]:
         rows, self.num_objective = rows_of(jobs, saved_keys, self.convert_for_csv, self.num_objective)
         return rows
-
-
-def _connected(storage: Storage | None) -> Storage:
-    if storage is None:
-        storage = MemoryStorage()
-    if not isinstance(storage, Storage):
-        raise InvalidArgumentType(
-            f"storage={bounded_repr(storage)} is a {type(storage).__name__}. "
-            "Pass a robust_eval.storage.Storage, such as Storage.create()."
-        )
-    return storage if storage.connected else storage.connect()
-
-
-def _known_search(storage: Storage, search_id: str | None) -> str:
-    if search_id is None:
-        return storage.create_new_search()
-    known = storage.load_all_search_ids()
-    if search_id not in known:
-        raise InvalidArgument(
-            f"search_id={search_id!r} is not in the storage. Leave it out for a new search, or choose "
-            f"one of {bounded_repr(known)}."
-        )
-    return search_id
-
-
-def _checked(configs: Any) -> list[Mapping[str, Any]]:
-    if isinstance(configs, Mapping | str | bytes) or not isinstance(configs, Iterable):
-        raise InvalidArgumentType(
-            f"configs={bounded_repr(configs)} is a {type(configs).__name__}. "
-            "Pass a list of dicts, one for each job: submit([{...}])."
-        )
-    checked = list(configs)
-    for number, config in enumerate(checked):
-        if type(config) is not dict and not isinstance(config, Mapping):
-            raise InvalidArgumentType(
-                f"configs[{number}]={bounded_repr(config)} is a {type(config).__name__}. "
-                "Each configuration is a dict; nothing was submitted."
-            )
-    return checked

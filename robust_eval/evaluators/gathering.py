@@ -53,6 +53,9 @@ class Gathering:
     def _on_done(self, job: Job) -> None:
         raise NotImplementedError
 
+    def _stop_if_broken(self) -> None:
+        raise NotImplementedError
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         # Two gathers would wait for each other's jobs for ever.
@@ -99,6 +102,7 @@ class Gathering:
             if not stage or stage[-1] is not job:
                 stage.append(job)
             self._arrived.popleft()
+        self._stop_if_broken()
 
     def _collected(self) -> list[Job]:
         """Record what is settled and give it, or raise."""

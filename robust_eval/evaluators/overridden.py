@@ -19,7 +19,7 @@ from robust_eval.job import Job
 from robust_eval.objective import standardize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Executing(Protocol):
@@ -41,14 +41,23 @@ class OverriddenExecutes:
         backend: the evaluator; held weakly, so that one that is dropped can close itself.
         width: how many jobs are executed at once.
         retries: which failures are tried again, where no backend does that itself.
+        observe: sees the jobs as they are done.
         has_backend: whether the evaluator's class has a backend of its own.
 
     Attributes:
         finished: where jobs arrive once their coroutine is done with them.
     """
 
-    def __init__(self, backend: Executing, width: int, retries: Retries, *, has_backend: bool) -> None:
-        self.finished = Mailbox()
+    def __init__(
+        self,
+        backend: Executing,
+        width: int,
+        retries: Retries,
+        observe: Callable[[Iterable[Any]], bool],
+        *,
+        has_backend: bool,
+    ) -> None:
+        self.finished = Mailbox(observe)
         self._backend = weakref.ref(backend)
         self._returns: dict[str, asyncio.Future[Job]] = {}
         self._in_backend: set[str] = set()

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
+from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.base import Evaluator
 from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
 from robust_eval.limits import parse_count, parse_memory, parse_seconds
 from robust_eval.processes.evaluation import Evaluation
 from robust_eval.processes.parcel import Parcel, pack
-from robust_eval.processes.pool import Pool, PoolSettings, Submission
+from robust_eval.processes.pending import Done, Failed, Submission
+from robust_eval.processes.pool import Pool, PoolSettings
 from robust_eval.processes.worker import Bundle
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class ProcessPoolEvaluator(Evaluator):
             function) and the kill; 0 for none.
         max_retries: further attempts for a job that failed.
         retry_on: the failure kinds that are tried again; those that may pass by themselves by default.
+        max_failure_rate: the share of failed jobs over which the search is stopped; see `Evaluator`.
+        max_consecutive_failures: how many failed jobs in a row stop it.
         on_error: `"return"` failed jobs like others, or `"raise"` the first failure in `gather`.
         initializer: called once in each worker before its first job.
         initargs: its arguments.
@@ -83,6 +87,8 @@ class ProcessPoolEvaluator(Evaluator):
         grace_period: float = 0.0,
         max_retries: int = 0,
         retry_on: Iterable[str] | None = None,
+        max_failure_rate: float | None = None,
+        max_consecutive_failures: int | None = None,
         on_error: OnError = "return",
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
@@ -107,6 +113,8 @@ class ProcessPoolEvaluator(Evaluator):
             on_error=on_error,
             max_retries=max_retries,
             retry_on=retry_on,
+            max_failure_rate=max_failure_rate,
+            max_consecutive_failures=max_consecutive_failures,
         )
         self._job_timeout = parse_seconds("job_timeout", job_timeout)
         self._memory_limit = parse_memory(memory_limit, num_workers=self.num_workers)
@@ -178,6 +186,17 @@ class ProcessPoolEvaluator(Evaluator):
 
     def _settle(self, item: Any) -> Job:
         return self._settling.settle(item)
+
+    @staticmethod
+    def _kind_of(item: Any) -> str | None:
+        if isinstance(item, Done):
+            return None
+        if isinstance(item, Failed):
+            return str(item.info["kind"])
+        return str(item[1].kind) if isinstance(item, tuple) else Backend._kind_of(item)  # noqa: SLF001 - our own
+
+    def _backend_stats(self) -> dict[str, Any]:
+        return self._pool.stats()
 
     def _check_process(self) -> None:
         self._pool.check_process()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.failure import Failure, FailureKind
 from robust_eval.processes.blame import rebuilt
 from robust_eval.processes.parcel import Landed, discard, open_parcel, unpack, view
-from robust_eval.processes.pool import Done, Failed, Settled
+from robust_eval.processes.pending import Done, Failed, Settled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from robust_eval.job import Job
 
 _OWN_FRAMES = ("robust_eval/processes/", 'File "<string>", line 1 in <module>')
+_MODULES = "Extension modules: "
 _GIB = 2**30
 
 
@@ -150,7 +151,7 @@ def _without_our_frames(stack: str | None) -> str | None:
     """The stack without the frames at its bottom that called the run function."""
     if stack is None:
         return None
-    lines = stack.splitlines()
+    lines = [line for line in stack.splitlines() if not line.startswith(_MODULES)]
     return "\n".join(line for line in lines if not any(frame in line for frame in _OWN_FRAMES))
 
 

@@ -29,6 +29,8 @@ class ThreadPoolEvaluator(LocalEvaluator):
         on_error: ``"return"`` failed jobs like others, or ``"raise"`` the first one in ``gather``.
         max_retries: how often a job that failed is tried again.
         retry_on: the kinds of failure for which it is; by default all that another try may cure.
+        max_failure_rate: the share of failed jobs over which the search is stopped; see `Evaluator`.
+        max_consecutive_failures: how many failed jobs in a row stop it.
         **unsupported: taken only to be refused with the reason.
 
     Raises:
@@ -47,6 +49,8 @@ class ThreadPoolEvaluator(LocalEvaluator):
         on_error: OnError = "return",
         max_retries: int = 0,
         retry_on: Iterable[str] | None = None,
+        max_failure_rate: float | None = None,
+        max_consecutive_failures: int | None = None,
         **unsupported: Any,
     ) -> None:
         super().__init__(
@@ -61,4 +65,6 @@ class ThreadPoolEvaluator(LocalEvaluator):
             on_error=on_error,
             max_retries=max_retries,
             retry_on=retry_on,
+            max_failure_rate=max_failure_rate,
+            max_consecutive_failures=max_consecutive_failures,
         )

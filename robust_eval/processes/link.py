@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from robust_eval.processes import system, wire
-from robust_eval.processes.orders import SETTLED
+from robust_eval.processes.orders import SETTLED, TOLD
 
 _MESSAGE_BYTES = 1 << 16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
@@ -42,6 +42,10 @@ class DriverLink:
             self._out.append((memoryview(data), self.fds))
             self.done, self.failed, self.recorded, self.fds = [], [], [], []
         self.drain()
+
+    def tell(self, stats: dict[str, Any]) -> None:
+        """Answer the driver's question."""
+        self._out.append((memoryview(wire.frame((TOLD, stats))), []))
 
     def drain(self) -> None:
         """Write as much as the channel takes."""

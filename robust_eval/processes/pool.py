@@ -1,8 +1,7 @@
 """The driver's end: starts the supervisor, hands it batches of opaque bytes and takes outcomes from it.
 
-No deadline, no kill and no metering happens here. What this end does own is the second chance: it keeps every payload
-until its outcome is here, so that when a supervisor dies, a new one gets what had not begun, and only what had begun
-is `lost`. Which that is, the ledger says, a page that the workers write and that no death takes away.
+No deadline, no kill and no metering happens here. What this end does own is the second chance: when a supervisor dies,
+it starts another and hands it what had not begun.
 """
 
 import os
@@ -15,13 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from mmap import mmap
-from typing import Any, NamedTuple
+from typing import Any
 
 from robust_eval.errors import EvaluatorClosed, RobustEvalError
-from robust_eval.processes import loading, orders, system, tree, wire
-from robust_eval.processes.layout import COOKIE, LEDGER_BYTES, LEDGER_OVER
-from robust_eval.processes.parcel import Landed, Memory, Parcel, discard, landed, store
+from robust_eval.processes import loading, orders, tree, wire
+from robust_eval.processes.layout import COOKIE
+from robust_eval.processes.parcel import Memory, Parcel, landed, store
+from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
 
 _COOKIE_BYTES = 12
 _BATCH_JOBS = 4096
@@ -29,45 +28,7 @@ _MOST_DEATHS = 3
 _CLOSE_SLACK_S = 5.0
 _SWEEP_S = 2.0
 _STEP_S = 0.005
-
-
-class Submission(NamedTuple):
-    """One job for the pool. `timeout_s` and `memory_limit` (bytes) are None for no limit, `log` is a path or None."""
-
-    job_id: int
-    parcel: Landed
-    timeout_s: float | None = None
-    memory_limit: int | None = None
-    attempts: int = 0
-    log: str | None = None
-
-
-class Done(NamedTuple):
-    """A job that returned. Instants are monotonic seconds of this machine, the peak is in bytes."""
-
-    job_id: int
-    parcel: Landed
-    begun_at: float
-    ended_at: float
-    attempts: int
-    peak_memory: int
-    output_tail: str
-
-
-class Failed(NamedTuple):
-    """A job that failed.
-
-    `info` is as `describe` gives it, `blamed` what the worker said and `late` what it returned too late, both empty
-    where there is nothing.
-    """
-
-    job_id: int
-    info: dict[str, Any]
-    blamed: Landed = b""
-    late: Landed = b""
-
-
-Settled = Done | Failed
+_ANSWER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -109,16 +70,16 @@ class Pool:
             raise RobustEvalError(msg)
         self._bundle_fd = bundle.fd
         self._settings = settings
-        self._deliver = deliver
         self._record = record
-        self._ledger_fd = system.memory_file(LEDGER_BYTES)
-        self._ledger = mmap(self._ledger_fd, LEDGER_BYTES)
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._pending: dict[int, Submission] = {}
+        self._pending = Pending(settings.policy, deliver)
         self._budget_at: float | None = None
         self._closing = False
         self._deaths = 0
+        self._asking = threading.Lock()
+        self._answered = threading.Event()
+        self._answer: dict[str, Any] = {}
         self._start()
         self._receiver = threading.Thread(target=self._receive, name="robust_eval receiver", daemon=True)
         self._receiver.start()
@@ -136,8 +97,7 @@ class Pool:
             if self._closing:
                 msg = "the pool is closed: make a new evaluator"
                 raise EvaluatorClosed(msg)
-            for submission in submissions:
-                self._pending[submission.job_id] = submission
+            self._pending.add(submissions)
             self._send_jobs(submissions)
 
     def cancel(self, job_ids: Iterable[int]) -> None:
@@ -152,6 +112,15 @@ class Pool:
         with self._lock:
             self._budget_at = None if seconds is None else time.monotonic() + seconds
             self._send((orders.BUDGET, self._budget_at))
+
+    def stats(self) -> dict[str, Any]:
+        """What the supervisor tells of itself, as `health.Health.describe` has it; empty where it does not answer."""
+        self.check_process()
+        with self._asking:
+            self._answered.clear()
+            with self._lock:
+                self._send((orders.TELL,))
+            return self._answer if self._answered.wait(_ANSWER_S) else {}
 
     def close(self) -> None:
         """End everything. What has not settled settles as cancelled. Bounded; free to be called again.
@@ -229,7 +198,7 @@ class Pool:
                 start_new_session=True,
             )
         self._frames = wire.Frames(self._sock)
-        self._send(config, [self._bundle_fd, self._ledger_fd])
+        self._send(config, [self._bundle_fd, self._pending.fd])
 
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
@@ -249,7 +218,7 @@ class Pool:
         """Send one message; what it says of large payloads is kept here without their descriptors."""
         self._send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
         for job_id, memory in large.items():
-            self._pending[job_id] = self._pending[job_id]._replace(parcel=landed(memory))
+            self._pending.add([self._pending.jobs[job_id]._replace(parcel=landed(memory))])
 
     def _send(self, message: object, fds: list[int] | None = None) -> None:
         """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
@@ -286,7 +255,8 @@ class Pool:
             self._process.kill()
             with self._lock:
                 self._closing = True
-                self._lose(list(self._pending.values()), f"the driver failed to receive: {error!r}")
+                detail = f"the driver failed to receive: {error!r}"
+                self._pending.lose(list(self._pending.jobs.values()), detail, closing=False)
             raise
 
     def _receive_all(self) -> None:
@@ -299,6 +269,9 @@ class Pool:
             for message in self._frames.messages():
                 if message[0] == orders.SETTLED:
                     self._on_settled(*message[1:])
+                else:
+                    self._answer = message[1]
+                    self._answered.set()
             if not there and not self._recover():
                 return
 
@@ -314,11 +287,8 @@ class Pool:
         for job_id, info, blamed, late in failed:
             words = landed(wire.unportable(blamed, fds))
             settled.append(Failed(job_id, info, words, landed(wire.unportable(late, fds))))
-        for outcome in settled:
-            discard(self._pending.pop(outcome.job_id).parcel)
         self._deaths = 0
-        if settled:
-            self._deliver(settled)
+        self._pending.settle(settled)
 
     def _recover(self) -> bool:
         """The supervisor is gone. False when that was wanted, and all that it left has settled."""
@@ -328,10 +298,10 @@ class Pool:
             self._sweep()
             self._deaths += 1
             final = self._closing or self._deaths >= _MOST_DEATHS
-            lost, waiting = self._sort_pending()
+            lost, waiting = self._pending.after_a_death()
             if final:
-                lost = list(self._pending.values())
-            self._lose(lost, f"it ended with exit code {self._process.returncode}")
+                lost = list(self._pending.jobs.values())
+            self._pending.lose(lost, f"it ended with exit code {self._process.returncode}", closing=self._closing)
             if final:
                 self._closing = True
                 self._release()
@@ -342,43 +312,6 @@ class Pool:
             self._send_jobs(waiting)
             return True
 
-    def _sort_pending(self) -> tuple[list[Submission], list[Submission]]:
-        """What had begun and is not tried again, and what the next supervisor gets."""
-        policy = self._settings.policy
-        lost, waiting = [], []
-        for job_id, submission in self._pending.items():
-            mark = self._ledger[job_id % LEDGER_BYTES]
-            attempts = mark & ~LEDGER_OVER
-            begun = mark != 0 and not mark & LEDGER_OVER
-            if begun and not ("lost" in policy["retry_on"] and attempts <= policy["max_retries"]):
-                lost.append(submission)
-            else:
-                self._ledger[job_id % LEDGER_BYTES] = attempts | LEDGER_OVER if attempts else 0
-                waiting.append(submission._replace(attempts=attempts))
-        self._pending.update((submission.job_id, submission) for submission in waiting)
-        return lost, waiting
-
-    def _lose(self, submissions: list[Submission], detail: str) -> None:
-        """Settle jobs whose supervisor is gone."""
-        failed: list[Settled] = [self._lost(submission, detail) for submission in submissions]
-        for submission in submissions:
-            discard(self._pending.pop(submission.job_id).parcel)
-        if failed:
-            self._deliver(failed)
-
-    def _lost(self, submission: Submission, detail: str) -> Failed:
-        mark = self._ledger[submission.job_id % LEDGER_BYTES]
-        closed = self._closing and mark == 0
-        info: dict[str, Any] = {
-            "kind": "cancelled" if closed else "lost",
-            "cause": "closed" if closed else "supervisor",
-            "attempts": mark & ~LEDGER_OVER,
-            "memory_limit": submission.memory_limit,
-            "unkilled_pids": [],
-            "detail": detail,
-        }
-        return Failed(submission.job_id, info)
-
     def _sweep(self) -> None:
         """Kill what a dead supervisor left, found by the cookie in its environment."""
         ends_at = time.monotonic() + _SWEEP_S
@@ -388,5 +321,4 @@ class Pool:
 
     def _release(self) -> None:
         os.close(self._bundle_fd)
-        os.close(self._ledger_fd)
-        self._ledger.close()
+        self._pending.close()

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 from robust_eval.processes import orders, system, tree, wire
 from robust_eval.processes.crew import Crew, Finished, Settings
 from robust_eval.processes.describe import describe
+from robust_eval.processes.health import Health
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
 from robust_eval.processes.link import DriverLink
 from robust_eval.processes.parcel import Parcel, discard, store
@@ -63,6 +64,7 @@ class Shell:
         retry_on = frozenset(config["policy"].pop("retry_on"))
         self._core = Supervisor(Policy(**config["policy"], retry_on=retry_on), monotonic())
         self._events = self._crew.events
+        self._health = Health(monotonic())
         self._finished = False
         self._gone_by: float | None = None
         self._selector.register(driver.sock, selectors.EVENT_READ, self._on_driver)
@@ -71,7 +73,7 @@ class Shell:
 
     def run(self) -> None:
         """Supervise until everything is settled and gone, or until the driver is."""
-        while not self._finished:
+        while True:
             self._turn()
             if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
                 break
@@ -170,6 +172,9 @@ class Shell:
     def _on_close(self, _message: tuple[Any, ...]) -> None:
         self._events.append(ev.CloseRequested())
 
+    def _on_tell(self, _message: tuple[Any, ...]) -> None:
+        self._driver.tell(self._health.describe(self._core, monotonic()))
+
     def _on_record(self, job_id: int, value: bytes) -> None:
         self._driver.recorded.append((job_id, value))
 
@@ -192,6 +197,7 @@ class Shell:
 
     def _settle(self, action: act.SettleJob) -> None:
         outcome = action.outcome
+        self._health.settled(outcome)
         entry = self._jobs.pop(action.job_id)
         discard(entry.parcel)
         if self._gone_by is not None:
@@ -234,6 +240,7 @@ class Shell:
         orders.CANCEL: _on_cancel,
         orders.BUDGET: _on_budget,
         orders.CLOSE: _on_close,
+        orders.TELL: _on_tell,
     }
 
 

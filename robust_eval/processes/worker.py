@@ -285,7 +285,7 @@ class Worker:
         """How many bytes were ever written into the output, by whatever means; None while it is being read."""
         stamps = self._stamps
         waiting = bytearray(4)
-        (before,) = NUMBER.unpack_from(stamps, READ_AT)
+        before: int = NUMBER.unpack_from(stamps, READ_AT)[0]
         busy = stamps[READING_AT]
         try:
             fcntl.ioctl(self._output, termios.FIONREAD, waiting)

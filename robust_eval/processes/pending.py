@@ -1,0 +1,118 @@
+"""Jobs as the driver's end of a pool has them: what was submitted, what settled, and what a dead supervisor leaves.
+
+Every payload is kept until its outcome is here. The ledger is one byte a job, which the workers write as they begin:
+it outlives any supervisor, so that a new one gets what had not begun, and only what had begun is `lost`.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from mmap import mmap
+from typing import Any, NamedTuple
+
+from robust_eval.processes import system
+from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
+from robust_eval.processes.parcel import Landed, discard
+
+
+class Submission(NamedTuple):
+    """One job for the pool. `timeout_s` and `memory_limit` (bytes) are None for no limit, `log` is a path or None."""
+
+    job_id: int
+    parcel: Landed
+    timeout_s: float | None = None
+    memory_limit: int | None = None
+    attempts: int = 0
+    log: str | None = None
+
+
+class Done(NamedTuple):
+    """A job that returned. Instants are monotonic seconds of this machine, the peak is in bytes."""
+
+    job_id: int
+    parcel: Landed
+    begun_at: float
+    ended_at: float
+    attempts: int
+    peak_memory: int
+    output_tail: str
+
+
+class Failed(NamedTuple):
+    """A job that failed.
+
+    `info` is as `describe` gives it, `blamed` what the worker said and `late` what it returned too late, both empty
+    where there is nothing.
+    """
+
+    job_id: int
+    info: dict[str, Any]
+    blamed: Landed = b""
+    late: Landed = b""
+
+
+Settled = Done | Failed
+
+
+class Pending:
+    """The jobs that have not settled.
+
+    Args:
+        policy: the pool's, for what is tried again.
+        deliver: called with batches of settled jobs.
+    """
+
+    def __init__(self, policy: Mapping[str, Any], deliver: Callable[[list[Settled]], None]) -> None:
+        self._policy = policy
+        self._deliver = deliver
+        self.fd = system.memory_file(LEDGER_BYTES)
+        self._ledger = mmap(self.fd, LEDGER_BYTES)
+        self.jobs: dict[int, Submission] = {}
+
+    def add(self, submissions: Iterable[Submission]) -> None:
+        """They are the pool's now."""
+        self.jobs.update((submission.job_id, submission) for submission in submissions)
+
+    def settle(self, outcomes: list[Settled]) -> None:
+        """These have settled: forget their payloads and deliver them."""
+        for outcome in outcomes:
+            discard(self.jobs.pop(outcome.job_id).parcel)
+        if outcomes:
+            self._deliver(outcomes)
+
+    def after_a_death(self) -> tuple[list[Submission], list[Submission]]:
+        """What had begun and is not tried again, and what the next supervisor gets."""
+        lost, waiting = [], []
+        for job_id, submission in self.jobs.items():
+            mark = self._ledger[job_id % LEDGER_BYTES]
+            attempts = mark & ~LEDGER_OVER
+            begun = mark != 0 and not mark & LEDGER_OVER
+            again = "lost" in self._policy["retry_on"] and attempts <= self._policy["max_retries"]
+            if begun and not again:
+                lost.append(submission)
+            else:
+                self._ledger[job_id % LEDGER_BYTES] = attempts | LEDGER_OVER if attempts else 0
+                waiting.append(submission._replace(attempts=attempts))
+        self.add(waiting)
+        return lost, waiting
+
+    def lose(self, submissions: list[Submission], detail: str, *, closing: bool) -> None:
+        """Settle jobs whose supervisor is gone: `lost`, or `cancelled` if that was wanted and they had not begun."""
+        self.settle([self._lost(submission, detail, closing=closing) for submission in submissions])
+
+    def _lost(self, submission: Submission, detail: str, *, closing: bool) -> Failed:
+        mark = self._ledger[submission.job_id % LEDGER_BYTES]
+        cancelled = closing and mark == 0
+        info: dict[str, Any] = {
+            "kind": "cancelled" if cancelled else "lost",
+            "cause": "closed" if cancelled else "supervisor",
+            "attempts": mark & ~LEDGER_OVER,
+            "memory_limit": submission.memory_limit,
+            "unkilled_pids": [],
+            "detail": detail,
+        }
+        return Failed(submission.job_id, info)
+
+    def close(self) -> None:
+        """Forget the ledger."""
+        os.close(self.fd)
+        self._ledger.close()

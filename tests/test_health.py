@@ -1,0 +1,76 @@
+"""The evaluator's own health: counts by kind, and a search that stops when its set-up is broken."""
+
+import pytest
+
+from robust_eval import Evaluator, InvalidArgument, SearchBroken
+from robust_eval.evaluators.tally import Tally
+
+METHODS = ["serial", "thread", "process"]
+
+
+def fail(job):
+    raise ValueError("the data file is missing")
+
+
+def fail_rarely(job):
+    if job["x"] % 10 == 0:
+        raise ValueError("a hard one")
+    return job["x"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_failures_in_a_row_stop_the_search_and_lose_nothing(method):
+    """Gather says what happened after the failures in a row; all jobs, run or not, can still be gathered."""
+    with Evaluator.create(fail, method, {"num_workers": 2, "max_consecutive_failures": 5}) as evaluator:
+        evaluator.submit([{"x": number} for number in range(2000)])
+        with pytest.raises(SearchBroken, match=r"jobs in a row failed \(max_consecutive_failures=5\).*data file"):
+            evaluator.gather("ALL")
+        jobs = evaluator.gather("ALL")
+    kinds = {job.failure.kind for job in jobs}
+    assert len(jobs) == 2000
+    assert kinds == {"exception", "cancelled"}
+    assert evaluator.stats()["outcomes"]["exception"] >= 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rate_of_failures_is_judged_from_twenty_jobs_on(method):
+    """A search with one failure in ten goes on under a limit of 0.2 and stops under one of 0.05."""
+    with Evaluator.create(fail_rarely, method, {"max_failure_rate": 0.2}) as evaluator:
+        evaluator.submit([{"x": number} for number in range(100)])
+        assert len(evaluator.gather("ALL")) == 100
+        assert evaluator.stats()["outcomes"] == {"ok": 90, "exception": 10}
+    with Evaluator.create(fail_rarely, method, {"max_failure_rate": 0.05}) as evaluator:
+        evaluator.submit([{"x": number} for number in range(100)])
+        with pytest.raises(SearchBroken, match=r"max_failure_rate=0\.05"):
+            evaluator.gather("ALL")
+        assert len(evaluator.gather("ALL")) == 100
+
+
+def test_stats_of_a_pool_tell_of_its_workers_and_its_supervisor():
+    """Workers by state, how many were started, and what the supervisor itself takes."""
+    with Evaluator.create(fail_rarely, "process", {"num_workers": 2}) as evaluator:
+        evaluator.submit([{"x": number} for number in range(50)])
+        evaluator.gather("ALL")
+        stats = evaluator.stats()
+    assert stats["jobs"] == {"submitted": 50, "settled": 50, "unsettled": 0, "gathered": 50}
+    assert stats["workers"]["idle"] == 2
+    assert stats["workers_started"] >= 2
+    assert 0.0 <= stats["utilisation"] <= 1.0
+    assert stats["supervisor"]["memory"] > 0
+    assert stats["queued"] == stats["sent"] == 0
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, "half", True, float("nan")])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    """The message names the value and what is allowed."""
+    with pytest.raises(InvalidArgument, match="from 0 to 1"):
+        Tally(lambda item: item, max_failure_rate=rate)
+
+
+def test_cancelled_jobs_break_no_search():
+    """Closing a search is nobody's failure."""
+    tally = Tally(lambda item: item, 0.1, 3)
+    assert not tally.observe(["cancelled"] * 100)
+    assert not tally.observe([None] * 100)
+    assert tally.observe(["crash"] * 3)
+    assert not tally.observe(["crash"])
