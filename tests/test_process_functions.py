@@ -235,6 +235,17 @@ def test_a_job_may_start_processes_of_its_own(run: Callable[..., Any], expected:
         assert results(run) == expected
 
 
+def leave_shared_memory(job: RunningJob) -> float:
+    shared_memory.SharedMemory(create=True, size=1 << 12).close()
+    return 1.0
+
+
+def test_segments_that_jobs_leave_are_unlinked():
+    """The tracker of each worker lives long enough to do that, however young it is when its worker is killed."""
+    with nothing_left():
+        assert results(leave_shared_memory, count=40) == [1.0] * 40
+
+
 def evaluate_within(job: RunningJob) -> float:
     with ProcessPoolEvaluator(functools.partial(scale, factor=2.0), num_workers=2) as inner:
         inner.submit([{"x": job["x"]}, {"x": 10.0}])

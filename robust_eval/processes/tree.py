@@ -49,11 +49,16 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_tracker(pid: int) -> bool:
-    """Whether this is the helper of `multiprocessing` that unlinks shared memory once its users are gone."""
+    """Whether this is, or may become, the helper of `multiprocessing` that unlinks shared memory at the end.
+
+    A process in the middle of an exec has no command line; its parent is told of the exec before that is there.
+    """
     import psutil
 
     try:
-        return _TRACKER in " ".join(psutil.Process(pid).cmdline())
+        process = psutil.Process(pid)
+        command = process.cmdline()
+        return any(_TRACKER in part for part in command) if command else process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
