@@ -124,6 +124,26 @@ class _HasNoText(Exception):
     __repr__ = __str__
 
 
+class _RaisesSystemExit:
+    def __reduce__(self) -> Any:
+        raise SystemExit
+
+
+@fault("unpicklable", check=failed_with(message="result"))
+def result_raises_system_exit(job: RunningJob) -> Any:
+    return _with_metadata(job, _RaisesSystemExit())
+
+
+class _NeedsMemory:
+    def __reduce__(self) -> Any:
+        raise MemoryError
+
+
+@fault("memory", check=failed_with(acted="MemoryError"))
+def result_needs_too_much_memory(job: RunningJob) -> Any:
+    return _with_metadata(job, _NeedsMemory())
+
+
 class _CannotBeReduced(Exception):
     def __reduce__(self) -> Any:
         raise SystemExit
@@ -159,6 +179,34 @@ def exception_raises_in_reduce(job: RunningJob) -> None:
 @fault("crash", check=failed_with(exit_code=7))
 def exception_exits_in_reduce(job: RunningJob) -> None:
     raise _ExitsInReduce
+
+
+@fault("exception", check=failed_with(exception_type="KeyError"))
+def exception_with_a_thousand_causes(job: RunningJob) -> None:
+    error: Exception = ValueError()
+    for _ in range(1000):
+        following = KeyError("again")
+        following.__cause__ = error
+        error = following
+    raise error
+
+
+@fault("exception", check=failed_with(exception_type="KeyError"))
+def exception_that_is_its_own_cause(job: RunningJob) -> None:
+    first, second = KeyError("first"), KeyError("second")
+    first.__cause__, second.__cause__ = second, first
+    raise first
+
+
+@fault("exception", check=failed_with(exception_type="ExceptionGroup"))
+def exception_group(job: RunningJob) -> None:
+    message = "several"
+    raise ExceptionGroup(message, [ValueError(number) for number in range(100)])
+
+
+@fault("exception", check=failed_with(exception_type="ValueError"))
+def exception_of_a_million_lines(job: RunningJob) -> None:
+    raise ValueError("line\n" * 1_000_000)
 
 
 @fault("exception", check=failed_with(exception_type="ValueError"))

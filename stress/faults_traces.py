@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import io
 import os
@@ -163,6 +164,31 @@ def leave_shared_memory_and_die(job: RunningJob) -> None:
 def leave_threads(job: RunningJob) -> float:
     threading.Thread(target=hang, daemon=True).start()
     threading.Thread(target=hang, daemon=False).start()
+    return own_value(job)
+
+
+@fault()
+def leave_two_hundred_threads(job: RunningJob) -> float:
+    for _ in range(200):
+        threading.Thread(target=hang, daemon=True).start()
+    return own_value(job)
+
+
+@fault()
+def leave_its_session(job: RunningJob) -> float:
+    in_child(_hang_in_own_session)
+    with contextlib.suppress(OSError):
+        os.setsid()
+    with contextlib.suppress(OSError):
+        os.setpgrp()
+    return own_value(job)
+
+
+@fault()
+def disown_orphans(job: RunningJob) -> float:
+    subreaper = 36
+    ctypes.CDLL(None).prctl(subreaper, 0, 0, 0, 0)
+    os.waitpid(in_child(_daemonize), 0)
     return own_value(job)
 
 

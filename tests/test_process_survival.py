@@ -423,6 +423,48 @@ def test_deadlines_hold_while_the_driver_is_stopped(tmp_path: Path):
     assert 0.5 <= float(duration) < 1.5
 
 
+STRANGE = {
+    "ignores SIGCHLD": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "ignores every signal": """
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_IGN)
+    """,
+    "masks every signal": "signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())",
+    "has no standard streams": "out = os.dup(1); os.closerange(0, 3)",
+    "works in a deleted directory": "gone = here / 'gone'; gone.mkdir(); os.chdir(gone); gone.rmdir(); sys.path.insert(0, '')",
+    "has a tight umask": "os.umask(0o777)",
+    "is not the main thread": "",
+}
+
+
+@pytest.mark.parametrize("habit", STRANGE)
+def test_what_a_driver_does_to_itself_does_not_reach_the_pool(habit: str, tmp_path: Path):
+    """Whatever the driver's signals, streams and directory are: jobs deliver, hang with a stack, die, and are told."""
+    body = f"""
+    out = 1
+    def deeds(job):
+        if job["x"] == 1:
+            os._exit(3)
+        if job["x"] == 2:
+            time.sleep(3600)
+        return 2.0 * job["x"]
+    def drive():
+        options = {{'num_workers': 2, 'job_timeout': 0.5, 'grace_period': 0.01}}
+        with Evaluator.create(deeds, 'process', options) as evaluator:
+            evaluator.submit([{{"x": x}} for x in range(4)])
+            jobs = sorted(evaluator.gather('ALL'), key=lambda job: job.config["x"])
+        told = [job.failure.kind if job.failure else job.objective for job in jobs]
+        os.write(out, repr(told + [jobs[1].failure.exit_code]).encode())
+    {textwrap.indent(textwrap.dedent(STRANGE[habit]), "    ").strip()}
+    thread = threading.Thread(target=drive)
+    thread.start()
+    thread.join()
+    """
+    with driver(tmp_path, body) as (process, mark):
+        assert finished(process) == "[0.0, 'crash', 'timeout', 6.0, 3]"
+        assert alive_with(mark) == []
+
+
 def test_an_evaluator_that_is_dropped_closes_itself(tmp_path: Path):
     """Nobody closes it and nobody holds it: its processes go with it."""
     evaluator = ProcessPoolEvaluator(double, num_workers=2)

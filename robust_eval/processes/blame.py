@@ -37,7 +37,7 @@ def blame(error: BaseException, *, unwind: int) -> Blame:
     """What to report for an exception; `unwind` frames of ours at its top are left out."""
     origin = error.__cause__ if isinstance(error, Unpicklable) and error.__cause__ is not None else error
     fields: dict[str, Any] = {
-        "message": _bounded(_text(error)),
+        "message": _bounded(str(error) if isinstance(error, Unpicklable) else _text(error)),
         "exception_type": type(origin).__qualname__,
         "traceback": traceback_text(origin, unwind=unwind),
         "exception": _proven(origin),

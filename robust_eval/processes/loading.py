@@ -33,7 +33,7 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
             needed only where these install import hooks: the path itself is handed over. Another interpreter than
             this one always does, since it has packages of its own.
     """
-    entries = [entry or os.getcwd() for entry in sys.path]
+    entries = [entry or _directory() for entry in sys.path]
     if python == sys.executable:
         # -W, -X and -O, as `multiprocessing` hands them on
         options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
@@ -42,6 +42,13 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
         start, flags = "len(sys.path)", []
         entries = [entry for entry in entries if not entry.startswith((sys.prefix, sys.base_prefix))]
     return [python, *flags, "-c", _BOOT.format(module=module, start=start), json.dumps(entries)]
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was deleted; nothing can be imported from there
+        return ""
 
 
 def needs_site() -> bool:

@@ -259,6 +259,7 @@ def main(argv: list[str]) -> None:
     driver = os.getppid()
     sock = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the standard library's signature
+    system.forget_signals()
     system.adopt_orphans()
     try:
         exit_fd = system.watch_exit(driver)

@@ -100,6 +100,18 @@ def outlive_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, 0)
 
 
+def forget_signals() -> None:
+    """Undo what was inherited from a driver that ignores or masks signals.
+
+    Where SIGCHLD is ignored the kernel reaps children itself and nobody learns how they ended; where signals are
+    masked no worker can be asked to stop or to dump its stack.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python itself ignores these two
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def adopt_orphans() -> None:
     """Become the parent of descendants whose parents die, instead of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

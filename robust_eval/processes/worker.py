@@ -201,7 +201,9 @@ class Worker:
     def _run(self, packet: wire.Packet, runner: Callable[..., Any]) -> Parcel:
         try:
             arguments = unpack(open_parcel(packet.payload))
-        except Exception as error:
+        except (JobStop, MemoryError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's __setstate__, which may raise SystemExit
             raise Unpicklable("configuration", error) from error
         result = runner(arguments, self)
         del arguments
@@ -209,7 +211,9 @@ class Worker:
             parcel = pack(result)
             del result
             prove(parcel)
-        except Exception as error:
+        except (JobStop, MemoryError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's __reduce__
             raise Unpicklable("result", error) from error
         return parcel
 
