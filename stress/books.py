@@ -108,6 +108,9 @@ class Books:
         job_id = action.job_id
         assert job_id not in self.settled, "a settled job is sent"
         for other in self.processes.values():
+            # What a killed worker never read stays in its inbox; what it runs may still be running.
+            runs = other.running is not None and other.running[0] == job_id
+            assert not runs, "a job is sent while it may still run"
             assert all(job_id != held for held, _ in other.holds()) or other.killed
         assert action.attempt == self.begins[job_id] + 1, "begun attempts are counted, others not"
         assert self.begins[job_id] <= self.policy.max_retries

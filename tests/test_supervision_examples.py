@@ -344,6 +344,16 @@ class TestTimeout:
         world.exits(0)
         assert last(world, do.StartWorker)
 
+    def test_what_cannot_be_killed_is_not_run_beside_itself(self):
+        """A retry that was asked for needs the first attempt to be over."""
+        world = serving(num_workers=2, max_retries=3, retry_on=frozenset(["timeout"]))
+        world.submit(*jobs(1, 2.0))
+        (worker,) = [i for i, process in world.processes.items() if process.unread]
+        world.begins_job(worker)
+        passes(world, 8.0)
+        assert told(world) == ("timeout", "job_timeout")
+        assert world.settled[0].outcome.attempts == 1
+
     def test_no_job_waits_for_slots_that_are_all_closed(self):
         """With every worker unkillable, jobs fail as startup; after an exit the pool goes on."""
         world = running(2, 2.0)

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 
 from robust_eval.supervision.events import JobSpec
 from robust_eval.supervision.policy import Policy
-from stress.virtual import World, calm, end, end_among_the_unkillable
+from stress.books import SERVING
+from stress.virtual import RESULTS, World, calm, end, end_among_the_unkillable, helpful
 
 KINDS = ("exception", "timeout", "crash", "lost", "memory")
 policies = st.builds(
@@ -63,6 +64,28 @@ class Supervision(RuleBasedStateMachine):
             moves = list(self.world.moves())
             if moves:
                 self.world.make(data.draw(st.sampled_from(moves)))
+
+    @rule(steps=st.integers(1, 12))
+    def go_well(self, steps: int) -> None:
+        """Let what is asked for be done, so that the faults meet a pool that works."""
+        for _ in range(steps):
+            self.world.make(helpful(self.world))
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), how=st.sampled_from((*RESULTS, "memory", "dies", "reaped", "stays")))
+    def end_a_job(self, data: st.DataObject, how: str) -> None:
+        worker_id = data.draw(st.sampled_from(self.running()))
+        if how == "stays":  # until its limit, its grace, its dump and its kill have passed
+            for _ in range(4):
+                self.world.tick()
+            return
+        self.world.make(("dies" if how == "reaped" else how, worker_id))
+        if how == "reaped":
+            self.world.exits(worker_id)
+
+    def running(self) -> list[int]:
+        processes = self.world.processes.items()
+        return [i for i, p in processes if p.running is not None and p.stage == SERVING]
 
     @rule(late_s=st.sampled_from((0.0, 0.3, 2.0)))
     def tick(self, late_s: float) -> None:
@@ -120,7 +143,7 @@ def test_the_core_under_every_row_of_events() -> None:
     run_state_machine_as_test(
         Supervision,
         settings=settings(
-            max_examples=200,
+            max_examples=150,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
