@@ -117,6 +117,8 @@ class Books:
         told = self.honest.pop(job_id, None)
         assert told is None or told.kind in self.policy.retry_on, "run again without being asked"
         process = self.processes[action.worker_id]
+        assert not process.dumping, "a job is sent to a worker that must die"
+        process.condemned, process.stopped = process.killed, None  # whoever gets a job is pardoned
         process.unread.append((job_id, action.attempt))
         sent = process.tasks + len(process.holds())
         most = self.policy.max_tasks_per_child

@@ -1,8 +1,8 @@
 """Seeded random walks over the pure core: `python -m stress.walk --steps 1000000 --seed N`.
 
 A walk is a row of lives: each is one supervisor with a policy of its own, some hundred random moves
-of the environment, the user and the clock, and an end: the environment behaves until all is
-settled, then the pool is closed, in half of the lives among workers that cannot be killed. The
+of the environment, the user and the clock, and an end: in half of the lives the environment
+behaves until all is settled, then the pool is closed, in half among workers that cannot be killed. The
 books of `stress.virtual` judge each step and `invariants.check` reads the state after it.
 """
 
@@ -74,7 +74,8 @@ class Walker:
             yield step
             if self.world.core.roster.sealed:  # a broken pool stays broken
                 break
-        calm(self.world)
+        if self._rng.random() < 0.5:
+            calm(self.world)
         ending = self._rng.choice((end, end_among_the_unkillable))
         ending(self.world)
 

@@ -120,8 +120,9 @@ class Supervision(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        calm(self.world)
-        self._as_the_model_says()
+        if self.submitted % 3:
+            calm(self.world)
+            self._as_the_model_says()
         (end if self.submitted % 2 else end_among_the_unkillable)(self.world)
 
     def _as_the_model_says(self) -> None:
