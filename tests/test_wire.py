@@ -1,6 +1,7 @@
 """Frames, reports and packets on real sockets, however the stream is cut and whatever it carries."""
 
 import marshal
+import mmap
 import os
 import socket
 import struct
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from waiting import nothing_left
 
 from robust_eval.processes import wire
+from robust_eval.processes.layout import STAMP_BYTES
 from robust_eval.processes.parcel import Memory, discard, open_parcel, store
 from robust_eval.processes.wire import Frames, Packet, ProtocolError, Reports
 
@@ -43,6 +45,11 @@ def pair(kind: int = socket.SOCK_STREAM) -> Iterator[tuple[socket.socket, socket
     with ours, theirs:
         theirs.setblocking(False)
         yield ours, theirs
+
+
+def stamps() -> mmap.mmap:
+    """The page that a worker would share."""
+    return mmap.mmap(-1, STAMP_BYTES)
 
 
 def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -179,7 +186,7 @@ def test_packets_arrive_one_by_one():
 def test_reports_arrive_whole_however_the_stream_is_cut(reports: list[Any], cuts: list[int]):
     """In order and each once, with all that their headers say."""
     with pair() as (ours, theirs):
-        reader, seen = Reports(theirs), []
+        reader, seen = Reports(theirs, stamps()), []
         for piece in pieces(b"".join(data for data, _ in reports), cuts):
             ours.sendall(piece)
             assert reader.read()
@@ -195,7 +202,7 @@ def test_reports_arrive_whole_however_the_stream_is_cut(reports: list[Any], cuts
 def test_garbage_is_a_protocol_error_and_nothing_else(garbage: bytes, cuts: list[int], good: bool):
     """It is noticed with the first header that is wrong, and what came before it is delivered."""
     with pair() as (ours, theirs):
-        reader, seen = Reports(theirs), 0
+        reader, seen = Reports(theirs, stamps()), 0
         data = wire.report_header(wire.READY, 0, 0, 0, 0, (0.0, 0.0, 0)) * good + garbage
         try:
             for piece in pieces(data, cuts):
@@ -224,7 +231,7 @@ def test_garbage_is_a_protocol_error_and_nothing_else(garbage: bytes, cuts: list
 def test_a_header_that_lies_is_refused_at_once(header: bytes, said: str):
     """No size is waited for that no worker of ours announces, so nothing gathers without bound."""
     with pair() as (ours, theirs):
-        reader = Reports(theirs)
+        reader = Reports(theirs, stamps())
         ours.sendall(header)
         reader.read()
         with pytest.raises(ProtocolError, match=said):
@@ -234,7 +241,7 @@ def test_a_header_that_lies_is_refused_at_once(header: bytes, said: str):
 def test_only_a_result_may_lie_in_memory():
     """A descriptor that comes with anything else is refused, and closed with the channel."""
     with nothing_left(), pair() as (ours, theirs):
-        reader, parcel = Reports(theirs), memory(b"record")
+        reader, parcel = Reports(theirs, stamps()), memory(b"record")
         header = wire.report_header(wire.RECORD, wire.IN_MEMORY, 0, 6, 0, (0.0, 0.0, 0))
         ours.sendmsg([header], wire.rights([parcel.fd]))
         discard(parcel)
@@ -249,7 +256,7 @@ def test_only_a_result_may_lie_in_memory():
 def test_a_result_in_memory_carries_its_descriptor():
     """Between two reports inline, each has its own payload."""
     with nothing_left(), pair() as (ours, theirs):
-        reader, parcel = Reports(theirs), memory(b"large")
+        reader, parcel = Reports(theirs, stamps()), memory(b"large")
         measures = (1.0, 2.0, 3)
         inline = wire.report_header(wire.RESULT, 0, 0, 5, 1, measures) + b"small"
         ours.sendall(inline)
@@ -269,7 +276,7 @@ def test_a_result_in_memory_carries_its_descriptor():
 def test_half_a_report_at_the_end_is_no_report():
     """A worker that dies while it writes has not reported."""
     with pair() as (ours, theirs):
-        reader = Reports(theirs)
+        reader = Reports(theirs, stamps())
         ours.sendall((wire.report_header(wire.RESULT, 0, 0, 100, 1, (1.0, 2.0, 3)) + bytes(100))[:-1])
         ours.close()
         assert reader.read()

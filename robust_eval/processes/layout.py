@@ -11,6 +11,7 @@ import struct
 NUMBER = struct.Struct("<Q")
 INSTANT = struct.Struct("<d")
 BEGUN_AT, STOP_AT, LOST_AT, READ_AT, READING_AT = 8, 16, 24, 32, 40
+SENT_AT, HEARD_AT, HEARING_AT = 48, 56, 64
 STAMP_BYTES = 4096
 STACK_BYTES = 1 << 18
 LEDGER_BYTES = 1 << 28

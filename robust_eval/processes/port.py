@@ -53,14 +53,16 @@ class Port:
         self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INBOX_BYTES)
         self.outbox, outbox = socket.socketpair()
         self.outbox.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        self.reports = wire.Reports(self.outbox)
         self._page_fd = system.memory_file(STAMP_BYTES + STACK_BYTES)
         os.lseek(self._page_fd, STAMP_BYTES, os.SEEK_SET)
         self._stamps = mmap.mmap(self._page_fd, STAMP_BYTES)
+        self.reports = wire.Reports(self.outbox, self._stamps)
         output, output_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(output_end, True)
         self.output = Output(output, self.marker, self._stamps)
-        self.child_fds = [os.dup(self._unread.fileno()), outbox.detach(), output_end, os.dup(self._page_fd)]
+        shared = (self._unread.fileno(), self.outbox.fileno(), self._page_fd)
+        unread, heard, page = (os.dup(fd) for fd in shared)
+        self.child_fds = [unread, outbox.detach(), heard, output_end, page]
 
     # -- the inbox
 

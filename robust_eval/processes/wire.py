@@ -13,9 +13,11 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Generator
+from mmap import mmap
 from typing import Any, NamedTuple
 
 from robust_eval.errors import RobustEvalError
+from robust_eval.processes.layout import HEARD_AT, HEARING_AT, NUMBER
 from robust_eval.processes.parcel import MISSING, Memory, Parcel
 
 MARSHAL_VERSION = 4
@@ -189,16 +191,30 @@ def report_header(  # noqa: PLR0917 - once a job: names would cost more than the
 
 
 class Reports:
-    """Splits what a worker sends, trusting nothing."""
+    """Splits what a worker sends, trusting nothing.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: the stream. The worker holds it too, so that a job may make it one that blocks; nothing here waits for it.
+        stamps: the page shared with the worker, which learns from it how much was read: with what still lies in the
+            channel, that is how much was ever written, by whatever means.
+    """
+
+    def __init__(self, sock: socket.socket, stamps: mmap) -> None:
         self._sock = sock
+        self._stamps = stamps
+        self._heard_bytes = 0
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
     def read(self) -> bool:
         """Receive once. False at end-of-file. BlockingIOError passes through."""
-        data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+        self._stamps[HEARING_AT] = 1
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
+            self._heard_bytes += len(data)
+            NUMBER.pack_into(self._stamps, HEARD_AT, self._heard_bytes)
+        finally:
+            self._stamps[HEARING_AT] = 0
         if ancillary:
             self._fds.extend(descriptors(ancillary))
         self._buffer += data

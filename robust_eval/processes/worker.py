@@ -20,7 +20,7 @@ import termios
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from robust_eval.errors import JobStop
 from robust_eval.processes import tree, wire
@@ -30,6 +30,8 @@ from robust_eval.processes.layout import (
     BEGUN_AT,
     CHANNEL_LOST_CODE,
     DUMP_SIGNAL,
+    HEARD_AT,
+    HEARING_AT,
     INSTANT,
     LEDGER_BYTES,
     LEDGER_OVER,
@@ -37,6 +39,7 @@ from robust_eval.processes.layout import (
     NUMBER,
     READ_AT,
     READING_AT,
+    SENT_AT,
     STAMP_BYTES,
     STOP_AT,
     STOP_SIGNAL,
@@ -55,6 +58,7 @@ from robust_eval.processes.parcel import (
 
 _LONG_JOB_S = 0.001
 _HIGH_FD = 960
+_MOST_LOOKS = 1000  # at an instant in which the supervisor does not just read
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _WALL = 0x40000000 if sys.platform == "linux" else 0  # also children made by clone() without SIGCHLD
 _ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL
@@ -81,12 +85,13 @@ class Worker:
     """One worker process. Also the context that the runner gets: `record` and `stop_requested`.
 
     Args:
-        fds: inbox, outbox, output, stamps and ledger, in this order; they are moved to high numbers.
+        fds: inbox, outbox, the outbox's other end, output, stamps and ledger, in this order; they are moved to high
+            numbers.
         load: makes the bundle; called when the worker takes its slot.
     """
 
     def __init__(self, fds: list[int], load: Callable[[], Bundle]) -> None:
-        inbox, outbox, output, stamps, ledger = (high(fd) for fd in fds)
+        inbox, outbox, self._far_end, output, stamps, ledger = (high(fd) for fd in fds)
         self._inbox = socket.socket(fileno=inbox)
         self._outbox = socket.socket(fileno=outbox)
         self._stack_fd = stamps
@@ -169,6 +174,8 @@ class Worker:
         failure, parcel = self._call(packet, runner)
         if os.getpid() != self._pid:
             os._exit(0)
+        if self._is_written_by_others():
+            self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
         left = children() - self._helpers
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
@@ -203,7 +210,7 @@ class Worker:
             arguments = unpack(open_parcel(packet.payload))
         except (JobStop, MemoryError):
             raise
-        except BaseException as error:  # noqa: BLE001 - the user's __setstate__, which may raise SystemExit
+        except BaseException as error:  # the user's __setstate__, which may raise SystemExit
             raise Unpicklable("configuration", error) from error
         result = runner(arguments, self)
         del arguments
@@ -213,7 +220,7 @@ class Worker:
             prove(parcel)
         except (JobStop, MemoryError):
             raise
-        except BaseException as error:  # noqa: BLE001 - the user's __reduce__
+        except BaseException as error:  # the user's __reduce__
             raise Unpicklable("result", error) from error
         return parcel
 
@@ -256,14 +263,38 @@ class Worker:
             with self._sending:
                 if isinstance(parcel, Memory):
                     header = wire.report_header(kind, flags | wire.IN_MEMORY, failure, parcel.size, job_id, measures)
+                    self._count(len(header))
                     self._outbox.sendmsg([header], wire.rights([parcel.fd]))
                     discard(parcel)
                 else:
                     header = wire.report_header(kind, flags, failure, len(parcel), job_id, measures)
+                    self._count(len(header) + len(parcel))
                     self._outbox.sendall(header + parcel)
         except OSError:
-            self._stamps[LOST_AT] = 1
-            os._exit(CHANNEL_LOST_CODE)
+            self._give_up()
+
+    def _count(self, size: int) -> None:
+        """Note how much was sent, in the shared page: a forked child of the job may record values, too."""
+        (sent,) = NUMBER.unpack_from(self._stamps, SENT_AT)
+        NUMBER.pack_into(self._stamps, SENT_AT, sent + size)
+
+    def _is_written_by_others(self) -> bool:
+        """Whether there is more in the channel than was sent: the job wrote into it, and is to blame for that.
+
+        The supervisor would find out as well, but only once further jobs of the inbox had run, whose reports it
+        could no longer tell from the rubbish.
+        """
+        (sent,) = NUMBER.unpack_from(self._stamps, SENT_AT)
+        for _ in range(_MOST_LOOKS):
+            written = _ever_written(self._far_end, self._stamps, HEARD_AT, HEARING_AT)
+            if written is not None:
+                return bool(written != sent)
+        return False
+
+    def _give_up(self) -> NoReturn:
+        """End: the channel is not the worker's own any more."""
+        self._stamps[LOST_AT] = 1
+        os._exit(CHANNEL_LOST_CODE)
 
     def flush(self) -> None:
         """Write out what Python has buffered of the job's output."""
@@ -287,22 +318,26 @@ class Worker:
 
     def _measure_output(self) -> int | None:
         """How many bytes were ever written into the output, by whatever means; None while it is being read."""
-        stamps = self._stamps
-        waiting = bytearray(4)
-        before: int = NUMBER.unpack_from(stamps, READ_AT)[0]
-        busy = stamps[READING_AT]
-        try:
-            fcntl.ioctl(self._output, termios.FIONREAD, waiting)
-        except OSError:
-            return None
-        if busy or stamps[READING_AT] or NUMBER.unpack_from(stamps, READ_AT)[0] != before:
-            return None
-        return before + int.from_bytes(waiting, sys.byteorder)
+        return _ever_written(self._output, self._stamps, READ_AT, READING_AT)
 
     def _reset_peak(self) -> None:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
         with contextlib.suppress(OSError):
             os.write(self._clear_refs, b"5")
+
+
+def _ever_written(fd: int, stamps: mmap.mmap, read_at: int, reading_at: int) -> int | None:
+    """How many bytes went into a channel; None where it is closed, or while the supervisor reads from it."""
+    waiting = bytearray(4)
+    before: int = NUMBER.unpack_from(stamps, read_at)[0]
+    busy = stamps[reading_at]
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, waiting)
+    except OSError:
+        return None
+    if busy or stamps[reading_at] or NUMBER.unpack_from(stamps, read_at)[0] != before:
+        return None
+    return before + int.from_bytes(waiting, sys.byteorder)
 
 
 def _open_clear_refs() -> int:
