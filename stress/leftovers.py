@@ -5,6 +5,7 @@ now. What a job starts with an empty environment is found below the driver while
 """
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 
 MARK = "ROBUST_EVAL_STRESS"
+_LASTING_S = 5.0
+_STEP_S = 0.02
 _WITHOUT_ENVIRONMENT = ["sleep", "3600"]  # how `leave_a_program` starts the one child that does not bear the mark
 
 
@@ -39,8 +42,17 @@ class Leftovers:
         return [
             *(f"process {_named(process)}" for process in processes),
             *(f"descriptor {number}: {target}" for number, target in descriptors),
-            *(f"shared memory {name}" for name in _segments() - self._segments),
+            *(f"shared memory {name}" for name in self._lasting_segments()),
         ]
+
+    def _lasting_segments(self) -> set[str]:
+        """Segments do not say whose they are: those of other programs come and go, what is left of ours stays."""
+        found = _segments() - self._segments
+        ends_at = time.monotonic() + _LASTING_S
+        while found and time.monotonic() < ends_at:
+            time.sleep(_STEP_S)  # nobody tells of a segment's end
+            found &= _segments()
+        return found
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
