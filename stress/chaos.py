@@ -16,7 +16,6 @@ import psutil
 from robust_eval import Job, ProcessPoolEvaluator, RunningJob
 from robust_eval.errors import EvaluatorClosed
 from stress.chaos_model import DEEDS, Account, Model, Setting
-from stress.faults_data import eat
 from stress.faults_ending import hang
 from stress.faults_traces import write_garbage_everywhere
 from stress.leftovers import Leftovers, marked_environment
@@ -98,7 +97,7 @@ _DOING: dict[str, Callable[[RunningJob, int], Any]] = {
     "hang": lambda _job, _begins: hang(),
     "hang deaf": _hang_deaf,
     "raise a memory error": lambda _job, _begins: _raise(MemoryError()),
-    "eat memory": lambda _job, _begins: eat(400 * 2**20),
+    "eat memory": lambda _job, _begins: hang(b"x" * 400 * 2**20),
     "deliver nan": lambda _job, _begins: math.nan,
     "deliver a lock": lambda job, _begins: {"objective": job["x"], "metadata": {"lock": threading.Lock()}},
     "write garbage": lambda job, _begins: write_garbage_everywhere(job),
@@ -170,7 +169,7 @@ class Player:
             )
         except EvaluatorClosed:
             if not self.account.closed:
-                raise
+                self.complaints.append("the pool was closed by itself, or out of patience")
         else:
             self._submitted += len(deeds)
 

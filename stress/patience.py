@@ -6,22 +6,31 @@ from contextlib import contextmanager
 
 from robust_eval import ProcessPoolEvaluator
 
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 
 
 @contextmanager
-def patience(evaluator: ProcessPoolEvaluator, seconds: float = PATIENCE_S) -> Iterator[threading.Event]:
-    """After so long, the evaluator is closed: what had not settled settles as `cancelled`, and the event is set."""
-    lost = threading.Event()
+def patience(evaluator: ProcessPoolEvaluator) -> Iterator[threading.Event]:
+    """When nothing has settled for so long, close the evaluator: what is left settles as `cancelled`.
 
-    def end() -> None:
-        lost.set()
-        evaluator.close()
+    Yields:
+        What is set then.
+    """
+    lost, over = threading.Event(), threading.Event()
 
-    timer = threading.Timer(seconds, end)
-    timer.start()
+    def watch() -> None:
+        settled = -1
+        while not over.wait(PATIENCE_S):
+            before, settled = settled, evaluator.stats()["jobs"]["settled"]
+            if settled == before:
+                lost.set()
+                evaluator.close()
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
         yield lost
     finally:
-        timer.cancel()
-        timer.join()
+        over.set()
+        watcher.join()

@@ -22,7 +22,7 @@ SETTINGS = st.builds(
     retry_on=st.lists(st.sampled_from(RETRIED), unique=True).map(tuple),
     grace_period=st.sampled_from([0.0, 0.0, 0.05]),
     max_tasks_per_child=st.sampled_from([None, None, 1, 3]),
-    start_method=st.sampled_from(["fork", "fork", "fork", "spawn"]),
+    start_method=st.sampled_from([*["fork"] * 7, "spawn"]),
 )
 INNOCENT = st.sampled_from([name for name, deed in DEEDS.items() if deed.kind is None])
 BATCHES = st.lists(INNOCENT | st.sampled_from(sorted(DEEDS)), min_size=1, max_size=25)
