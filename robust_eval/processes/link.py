@@ -105,7 +105,8 @@ class TemplateLink:
         if descriptor_limit is not None:
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, descriptor_limit)
         self.exit_fd = system.watch_exit(self._process.pid)
-        self.sock.sendmsg([json.dumps(init).encode()], wire.rights([bundle_fd]))
+        with contextlib.suppress(OSError):  # it is dead already, and its exit will tell
+            self.sock.sendmsg([json.dumps(init).encode()], wire.rights([bundle_fd]))
 
     @property
     def pid(self) -> int:
