@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterable
 
-_TRACKER = "multiprocessing.resource_tracker"
+_TRACKER = "from multiprocessing.resource_tracker import main"  # other commands of users may speak of it, too
 _KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
