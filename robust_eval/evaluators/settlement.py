@@ -163,7 +163,7 @@ def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], poli
         return _about_memory(info)
     if kind == "crash":
         return _about_crash(info, detail)
-    if kind == "startup":
+    if kind == "startup" and words is None:
         return f"no worker could be started, {policy['max_start_failures']} times in a row: {detail}".rstrip(": ")
     if kind == "timeout" and info.get("duration") is not None:
         return f"{words} (it ran {info['duration']:.3f} s)"
@@ -181,6 +181,8 @@ _WORDS = {
     ("lost", "supervisor"): "the supervisor process died while the job ran",
     ("lost", "template"): "the template process died, and with it the workers that it had forked",
     ("lost", "unresponsive"): "the worker did not begin the job",
+    ("lost", "worker"): "its worker was killed for the job before it",
+    ("startup", "stubborn"): "every worker is a process that SIGKILL does not end",
 }
 
 
