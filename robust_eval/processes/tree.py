@@ -83,7 +83,10 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def freeze(pid: int) -> list[int]:
-    """Stop a process and everything below it, until nothing new appears. Returns all of them, the top first."""
+    """Stop a process and everything below it, until nothing new appears. Returns all of them, the top first.
+
+    The kernel lets a fork that has begun come to its end: its child may appear later, and runs.
+    """
     stopped = [pid]
     known = {pid}
     signal_all(stopped, signal.SIGSTOP)
