@@ -65,7 +65,7 @@ def worker_state() -> str:
         threading.active_count(),
         gc.isenabled(),
         sys.getrecursionlimit(),
-        sys.gettrace(),
+        type(sys.gettrace()),
         sys.stdout.closed,
         sys.stderr.closed,
         type(sys.stdout).__name__,
