@@ -1,0 +1,321 @@
+# ruff: noqa: NPY002 - the global generator of numpy is what is tested
+"""What a job leaves behind is noticed. Each test runs in a forked child, whose state it may spoil."""
+
+import ctypes
+import gc
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.random  # a lazy import would move the generators that are looked at
+import pytest
+from children import Helper, in_child
+
+from robust_eval.processes import hygiene
+from robust_eval.processes.hygiene import Baseline, Randomness
+
+
+def leave_a_thread() -> None:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+def leak_descriptors() -> None:
+    for _ in range(hygiene._MOST_LEAKED_DESCRIPTORS):
+        os.dup(0)
+
+
+def stand_in_a_deleted_directory() -> None:
+    os.mkdir("gone")  # noqa: PTH102
+    os.chdir("gone")
+    os.rmdir("../gone")  # noqa: PTH106
+
+
+def close_stdout() -> None:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    baseline = Baseline()
+    assert baseline.changed() is None
+    sys.stdout.close()
+    assert baseline.changed() == "standard streams"
+
+
+def replace_stdout_file() -> None:
+    with open(os.devnull, "wb") as null:  # noqa: PTH123
+        os.dup2(null.fileno(), 1)
+
+
+def halve_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft // 2, hard))
+
+
+QUICK: list[tuple[str, Callable[[], Any]]] = [
+    ("environment", lambda: os.environ.update(LEFT_BY_A_JOB="1")),
+    ("environment", lambda: os.environ.pop("PATH")),
+    ("standard streams", lambda: setattr(sys, "stdout", sys.stderr)),
+    ("threads", leave_a_thread),
+    ("descriptors", leak_descriptors),
+    ("descriptors", lambda: os.close(0)),
+    ("working directory", lambda: os.chdir("..")),
+    ("working directory", stand_in_a_deleted_directory),
+    ("signal handlers", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)),
+    ("signal handlers", lambda: signal.signal(signal.SIGINT, lambda *_: None)),
+    ("timers", lambda: signal.setitimer(signal.ITIMER_REAL, 1000.0)),
+    ("signal mask", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])),
+    ("recursion limit", lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1)),
+    ("garbage collector", gc.disable),
+    ("garbage collector", lambda: gc.set_threshold(1)),
+    ("umask", lambda: os.umask(0o777)),
+    ("trace function", lambda: sys.setprofile(lambda *_: None)),
+]
+THOROUGH: list[tuple[str, Callable[[], Any]]] = [
+    ("all signal handlers", lambda: signal.signal(signal.SIGWINCH, signal.SIG_IGN)),
+    ("resource limits", halve_open_files),
+    ("priority", lambda: os.nice(1)),
+    ("CPU affinity", lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})),
+    ("standard files", replace_stdout_file),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs may spoil the directory that they stand in."""
+    monkeypatch.chdir(tmp_path)
+
+
+def in_clean_child(function: Callable[[], Any]) -> Any:
+    """As `in_child`, with standard input open and the streams of a worker."""
+
+    def call() -> Any:
+        with open(os.devnull, "rb") as null:  # noqa: PTH123
+            os.dup2(null.fileno(), 0)
+        sys.settrace(None)
+        return function()
+
+    return in_child(call)
+
+
+@pytest.mark.parametrize(("name", "change"), QUICK, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_a_job_changed_is_named(name: str, change: Callable[[], Any]):
+    """Nothing is named before, the change after."""
+
+    def look() -> tuple[str | None, str | None]:
+        baseline = Baseline()
+        before = baseline.changed()
+        change()
+        return before, baseline.changed()
+
+    assert in_clean_child(look) == (None, name)
+
+
+@pytest.mark.parametrize(("name", "change"), THOROUGH, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_takes_a_closer_look_is_named_then(name: str, change: Callable[[], Any]):
+    """The quick look does not see it and the thorough one does."""
+    if name == "CPU affinity" and len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("one CPU has one affinity")
+
+    def look() -> tuple[str | None, str | None, str | None]:
+        baseline = Baseline()
+        before = baseline.changed_thoroughly()
+        change()
+        return before, baseline.changed(), baseline.changed_thoroughly()
+
+    assert in_clean_child(look) == (None, None, name)
+
+
+def test_a_closed_stream_is_noticed():
+    """The next job could not print."""
+    assert in_clean_child(close_stdout) is None
+
+
+def test_a_closed_standard_file_is_noticed():
+    """The next file that is opened would take its number."""
+
+    def look() -> str | None:
+        baseline = Baseline()
+        os.close(1)
+        return baseline.changed_thoroughly()
+
+    assert in_clean_child(look) == "standard files"
+
+
+def test_an_honest_job_changes_nothing():
+    """What restores, draws, computes, keeps a file or two, and waits for its children is not replaced."""
+
+    def look() -> tuple[str | None, str | None]:
+        baseline = Baseline()
+        random.random()
+        np.random.random()
+        directory = os.getcwd()  # noqa: PTH109
+        os.chdir("/")
+        os.chdir(directory)
+        kept = os.dup(0)
+        subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+        thread = threading.Thread(target=random.random)
+        thread.start()
+        thread.join()
+        return baseline.changed(), baseline.changed_thoroughly() if kept else None
+
+    assert in_clean_child(look) == (None, None)
+
+
+# -- random state
+
+
+def test_a_generator_that_moved_gets_a_fresh_seed():
+    """A draw, a seed and a restored state: the next job never meets what the last one left."""
+
+    def look() -> list[bool]:
+        randomness, renewed = Randomness(None), []
+        for spoil in (random.random, lambda: random.seed(1), lambda: random.setstate(random.Random(2).getstate())):
+            spoil()
+            left = random.getstate()
+            randomness.renew()
+            renewed.append(random.getstate() != left)
+        for spoil in (np.random.random, lambda: np.random.seed(1), lambda: np.random.normal(size=700)):
+            spoil()
+            left = np.random.get_state()[1].tolist()
+            randomness.renew()
+            renewed.append(np.random.get_state()[1].tolist() != left)
+        return renewed
+
+    assert in_child(look) == [True] * 6
+
+
+def test_a_generator_that_did_not_move_keeps_its_state():
+    """A seed costs more than many a job."""
+
+    def look() -> bool:
+        randomness = Randomness(None)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        randomness.renew()
+        return before == (random.getstate(), np.random.get_state()[1].tolist())
+
+    assert in_child(look)
+
+
+def test_forked_workers_draw_different_numbers():
+    """Each seeds itself from the system, numpy's generator too."""
+
+    def draw() -> tuple[float, float]:
+        Randomness(None)
+        return random.random(), float(np.random.random())
+
+    drawn = [in_child(draw) for _ in range(3)]
+    assert len(set(drawn)) == 3
+    assert len({number for pair in drawn for number in pair}) == 6
+
+
+def test_a_seed_of_the_user_is_used_once():
+    """Two workers of one seed draw the same, and a job goes on where the last one stopped."""
+
+    def draw() -> tuple[list[float], list[float]]:
+        randomness = Randomness(2**32 + 7)
+        ours, theirs = [], []
+        for _ in range(2):
+            ours.append(random.random())
+            theirs.append(float(np.random.random()))
+            randomness.renew()
+        return ours, theirs
+
+    first, second = in_child(draw), in_child(draw)
+    assert first == second
+    assert len(set(first[0])) == len(set(first[1])) == 2
+    assert first[1] == np.random.RandomState(7).random_sample(2).tolist()
+
+
+def test_where_the_state_is_not_where_it_was_every_job_gets_a_seed():
+    """An interpreter that keeps its generators elsewhere costs time and no randomness."""
+
+    def look() -> list[bool]:
+        hygiene._RANDOM_INDEX_OFFSET = 24
+        randomness = Randomness(None)
+        randomness._numpy_state = None
+        ours, theirs = random.getstate(), np.random.get_state()[1].tolist()
+        randomness.renew()
+        return [
+            randomness._random_state is None,
+            random.getstate() != ours,
+            np.random.get_state()[1].tolist() != theirs,
+        ]
+
+    assert in_child(look) == [True, True, True]
+
+
+def test_a_bit_generator_of_the_user_s_own_is_no_obstacle():
+    """Without `state_address` or `seed` there is nothing to look at, and nothing raises."""
+
+    class Nothing:
+        seed = None
+        mtrand = None
+
+    def look() -> bool:
+        sys.modules["numpy.random"] = Nothing()
+        randomness = Randomness(None)
+        randomness.renew()
+        return randomness._numpy_state is None
+
+    assert in_child(look)
+
+
+NUMPY_LATER = """
+import random, sys
+from robust_eval.processes.hygiene import Randomness
+assert "numpy" not in sys.modules
+randomness = Randomness({seed})
+{then}
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("seed", "then"),
+    [
+        ("None", "randomness.renew()\nassert randomness._numpy is None"),
+        ("None", "import numpy.random as n\nn.seed(1)\nrandomness.renew()\nassert n.random() != 0.417022004702574"),
+        ("1", "import numpy.random as n\nassert n.random() == 0.417022004702574"),
+    ],
+)
+def test_numpy_may_come_later_or_never(seed: str, then: str):
+    """Found when a job has imported it; with a seed of the user's it is seeded before."""
+    with Helper(NUMPY_LATER.format(seed=seed, then=then)) as helper:
+        assert helper.read() == "done"
+
+
+def test_without_numpy_a_seed_is_for_random_alone():
+    """What is not installed is not missed."""
+
+    def look() -> bool:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "numpy"]:
+            del sys.modules[name]
+        sys.modules["numpy"] = None  # type: ignore[assignment] # makes its import fail
+        randomness = Randomness(5)
+        randomness.renew()
+        return random.random() == random.Random(5).random()
+
+    assert in_child(look)
+
+
+def test_reading_the_state_in_place_reads_the_state():
+    """The glimpse of the C objects holds the position that the generators themselves report."""
+
+    def look() -> bool:
+        randomness = Randomness(None)
+        random.random()
+        np.random.random()
+        ours, theirs = randomness._random_state, randomness._numpy_state
+        assert ours is not None
+        assert theirs is not None
+        words = ctypes.c_int * 4
+        return (
+            words.from_buffer_copy(ours)[0] == random.getstate()[1][-1]
+            and words.from_buffer_copy(theirs)[-1] == np.random.get_state()[2]
+        )
+
+    assert in_child(look)
