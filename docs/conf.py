@@ -11,12 +11,13 @@ from sphinx.errors import ExtensionError
 
 HERE = Path(__file__).resolve().parent
 GENERATED = HERE / "_generated"
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import diagrams  # noqa: E402  it lies beside this file
 
 import robust_eval  # noqa: E402
 from robust_eval.supervision.transitions import JOB_TRANSITIONS, WORKER_TRANSITIONS  # noqa: E402
+from stress.faults import CATALOGUE  # noqa: E402
 
 project = "robust_eval"
 copyright = "the robust_eval authors"  # noqa: A001  Sphinx's name
@@ -77,9 +78,20 @@ def _sections() -> Iterator[str]:
         yield from (_reference(name) for name in names if _room(name) in rooms)
 
 
+def _catalogue() -> str:
+    """The fault catalogue as a table: the entry, and what must be reported of it."""
+    rows = [f"| `{fault.name}` | {_reported(fault.kinds)} |" for fault in CATALOGUE.values()]
+    return "\n".join(["| what the job does | what is reported |", "|---|---|", *rows, ""])
+
+
+def _reported(kinds: tuple[str, ...]) -> str:
+    return " or ".join(f"`{kind}`" for kind in kinds) or "its own value: nothing else is harmed by it"
+
+
 def generate(_app: Sphinx) -> None:
     diagrams.write(WORKER_TRANSITIONS, "worker", GENERATED)
     diagrams.write(JOB_TRANSITIONS, "job", GENERATED)
+    (GENERATED / "catalogue.md").write_text(_catalogue(), encoding="utf-8")
     (GENERATED / "reference.rst").write_text("\n".join(_sections()), encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from robust_eval import Job, ProcessPoolEvaluator
 from robust_eval.evaluators import process
 from robust_eval.processes.pool import PoolSettings
 from stress.faults import CATALOGUE, Fault, behave, configuration
-from waiting import alive_with, nothing_left
+from waiting import alive_with, is_alive, nothing_left
 
 JOBS = 20
 GUILTY = (3, 11)
@@ -36,6 +36,12 @@ def patient_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PoolSettings", settings)
 
 
+def noted(diary: Path) -> list[int]:
+    """The processes that guilty jobs have left behind."""
+    notes = Path(f"{diary}.pids")
+    return [int(line) for line in notes.read_text().split()] if notes.exists() else []
+
+
 def run_with(fault: Fault, diary: Path, start_method: str) -> list[Job]:
     """Twenty jobs of which two are guilty, then four more; the evaluator is closed when they are given."""
     evaluator = ProcessPoolEvaluator(behave, num_workers=2, start_method=start_method)
@@ -48,6 +54,7 @@ def run_with(fault: Fault, diary: Path, start_method: str) -> list[Job]:
         }
         evaluator.submit(configs, **limits)
         jobs = evaluator.gather("ALL")
+        assert not [pid for pid in noted(diary) if is_alive(pid)]
         evaluator.submit([configuration(x, diary) for x in MORE])
         jobs += evaluator.gather("ALL")
     assert alive_with(cookie) == []
@@ -58,7 +65,8 @@ def check_innocent(jobs: list[Job]) -> None:
     """Every innocent job has its own right result and met an untouched worker."""
     wrong = {job.config["x"]: job.failure or job.objective for job in jobs if job.objective != 2.0 * job.config["x"]}
     assert not wrong
-    assert len({job.metadata["met"] for job in jobs}) == 1
+    met = {job.metadata["met"] for job in jobs}
+    assert len(met) == 1, "\n".join(met)
 
 
 def check_guilty(jobs: list[Job], fault: Fault) -> None:
