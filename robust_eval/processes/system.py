@@ -23,19 +23,18 @@ _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 
 _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 
 
-def memory_file(size: int = 0) -> int:
-    """A descriptor of memory without a name; with a size, it has that size for good."""
-    if not LINUX:
+def memory_file(size: int) -> int:
+    """A descriptor of memory without a name, of this size for good."""
+    if not LINUX:  # pragma: no cover - macOS
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
         os.ftruncate(fd, size)
         return fd
-    fd = os.memfd_create("robust_eval", _MEMFD_FLAGS)
-    if size:
-        import fcntl
+    import fcntl
 
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SHRINK_GROW)
+    fd = os.memfd_create("robust_eval", _MEMFD_FLAGS)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SHRINK_GROW)
     return fd
 
 
@@ -52,7 +51,7 @@ def map_privately(fd: int, size: int) -> memoryview:
     if not 0 < size <= os.fstat(fd).st_size:
         msg = f"{size} bytes were announced and the file has {os.fstat(fd).st_size}"
         raise ValueError(msg)
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 13):  # pragma: no cover - the way of later interpreters
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
@@ -75,6 +74,10 @@ def watch_exit(pid: int) -> int:
     """
     if LINUX:
         return os.pidfd_open(pid)
+    return _watch_by_kqueue(pid)
+
+
+def _watch_by_kqueue(pid: int) -> int:  # pragma: no cover - macOS
     queue = select.kqueue()  # type: ignore[attr-defined] # not on Linux
     event = select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)  # type: ignore[attr-defined]
     queue.control([event], 0)
@@ -84,7 +87,7 @@ def watch_exit(pid: int) -> int:
 
 
 def _prctl(option: int, value: int) -> None:
-    if LINUX:
+    if LINUX:  # pragma: no branch - macOS
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
