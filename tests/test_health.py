@@ -53,8 +53,9 @@ def test_stats_of_a_pool_tell_of_its_workers_and_its_supervisor():
         evaluator.gather("ALL")
         stats = evaluator.stats()
     assert stats["jobs"] == {"submitted": 50, "settled": 50, "unsettled": 0, "gathered": 50}
-    assert stats["workers"]["idle"] == 2
-    assert stats["workers_started"] >= 2
+    assert stats["workers"]["idle"] >= 1
+    assert sum(stats["workers"].values()) == 3, "two slots and a spare"
+    assert stats["workers_started"] >= 3
     assert 0.0 <= stats["utilisation"] <= 1.0
     assert stats["supervisor"]["memory"] > 0
     assert stats["queued"] == stats["sent"] == 0

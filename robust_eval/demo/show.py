@@ -109,11 +109,13 @@ def _figures(jobs: Sequence[Job]) -> tuple[str, str]:
 
 
 def _examples(jobs: Iterable[Job]) -> list[tuple[str, Job]]:
-    """The first job of every cause of failure."""
+    """The first job of every cause of failure, rather one whose stack could be had (a busy machine may be too slow)."""
     first: dict[str, Job] = {}
     for job in jobs:
         if job.failure is not None:
-            first.setdefault(_cause(job), job)
+            shown = first.setdefault(_cause(job), job)
+            if shown.failure is not None and shown.failure.stack is None and job.failure.stack is not None:
+                first[_cause(job)] = job
     return sorted(first.items())
 
 
