@@ -19,7 +19,7 @@ from stress.fault import failed_with, fault, own_value
 _NO_STACK = failed_with(stack=None, stack_missing="none within")
 
 
-def hang() -> NoReturn:
+def hang(_job: object = None) -> NoReturn:
     """Never return, and do nothing."""
     while True:
         time.sleep(3600.0)

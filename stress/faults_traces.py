@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 from robust_eval import RunningJob
@@ -26,33 +27,40 @@ _GARBAGE = b"\xde\xad\xbe\xef" * 64
 _BOMB_PROCESSES = 30
 
 
-def in_child(deed: Callable[[], Any]) -> int:
-    """Fork a child that does something and never comes back."""
+def note(job: RunningJob, pid: int) -> None:
+    """Leave the id of a process that must be gone when the job settles."""
+    with Path(f"{job['diary']}.pids").open("a") as file:
+        file.write(f"{pid}\n")
+
+
+def in_child(job: RunningJob, deed: Callable[[RunningJob], Any]) -> int:
+    """Fork a child that leaves its process id in a file, does something and never comes back."""
     pid = os.fork()
     if pid == 0:
         try:
-            deed()
+            note(job, os.getpid())
+            deed(job)
         finally:
             os._exit(0)
     return pid
 
 
-def _hang_in_own_session() -> None:
+def _hang_in_own_session(job: RunningJob) -> None:
     os.setsid()
     hang()
 
 
-def _hang_in_own_group() -> None:
+def _hang_in_own_group(job: RunningJob) -> None:
     os.setpgrp()
     hang()
 
 
-def _daemonize() -> None:
+def _daemonize(job: RunningJob) -> None:
     os.setsid()
-    in_child(hang)
+    in_child(job, hang)
 
 
-def _hang_deaf() -> None:
+def _hang_deaf(job: RunningJob) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     os.closerange(0, 1 << 16)
     hang()
@@ -60,55 +68,56 @@ def _hang_deaf() -> None:
 
 @fault()
 def leave_a_child(job: RunningJob) -> float:
-    in_child(hang)
+    in_child(job, hang)
     return own_value(job)
 
 
 @fault()
 def leave_a_child_in_its_session(job: RunningJob) -> float:
-    in_child(_hang_in_own_session)
+    in_child(job, _hang_in_own_session)
     return own_value(job)
 
 
 @fault()
 def leave_a_child_in_its_group(job: RunningJob) -> float:
-    in_child(_hang_in_own_group)
+    in_child(job, _hang_in_own_group)
     return own_value(job)
 
 
 @fault()
 def leave_a_daemon(job: RunningJob) -> float:
-    os.waitpid(in_child(_daemonize), 0)
+    os.waitpid(in_child(job, _daemonize), 0)
     return own_value(job)
 
 
 @fault()
 def leave_a_deaf_child(job: RunningJob) -> float:
-    in_child(_hang_deaf)
+    in_child(job, _hang_deaf)
     return own_value(job)
 
 
 @fault()
 def leave_a_program(job: RunningJob) -> float:
-    subprocess.Popen(["sleep", "3600"], start_new_session=True, env={})  # noqa: S607
+    program = subprocess.Popen(["sleep", "3600"], start_new_session=True, env={})
+    note(job, program.pid)
     return own_value(job)
 
 
 @fault("crash")
 def leave_a_daemon_and_die(job: RunningJob) -> None:
-    os.waitpid(in_child(_daemonize), 0)
+    os.waitpid(in_child(job, _daemonize), 0)
     os._exit(1)
 
 
 @fault("timeout")
 def leave_a_daemon_and_hang(job: RunningJob) -> None:
-    os.waitpid(in_child(_daemonize), 0)
+    os.waitpid(in_child(job, _daemonize), 0)
     hang()
 
 
 @fault("exception")
 def leave_a_child_and_raise(job: RunningJob) -> None:
-    in_child(hang)
+    in_child(job, hang)
     raise ValueError
 
 
@@ -128,18 +137,17 @@ def fork_and_raise_in_the_child(job: RunningJob) -> float:
 @fault("timeout")
 def explode_in_processes(job: RunningJob) -> None:
     for _ in range(_BOMB_PROCESSES // 2):
-        in_child(_daemonize)
+        in_child(job, _daemonize)
     hang()
-
-
-def _linger(_number: int, _frame: object) -> None:
-    in_child(hang)
 
 
 @fault("timeout")
 def answer_signals_with_children(job: RunningJob) -> None:
+    def linger(_number: int, _frame: object) -> None:
+        in_child(job, hang)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCONT, signal.SIGCHLD):
-        signal.signal(number, _linger)
+        signal.signal(number, linger)
     hang()
 
 
@@ -176,7 +184,7 @@ def leave_two_hundred_threads(job: RunningJob) -> float:
 
 @fault()
 def leave_its_session(job: RunningJob) -> float:
-    in_child(_hang_in_own_session)
+    in_child(job, _hang_in_own_session)
     with contextlib.suppress(OSError):
         os.setsid()
     with contextlib.suppress(OSError):
@@ -188,7 +196,7 @@ def leave_its_session(job: RunningJob) -> float:
 def disown_orphans(job: RunningJob) -> float:
     subreaper = 36
     ctypes.CDLL(None).prctl(subreaper, 0, 0, 0, 0)
-    os.waitpid(in_child(_daemonize), 0)
+    os.waitpid(in_child(job, _daemonize), 0)
     return own_value(job)
 
 

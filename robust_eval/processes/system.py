@@ -18,7 +18,7 @@ import weakref
 
 LINUX = sys.platform == "linux"
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
 _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 
@@ -118,6 +118,15 @@ def forget_signals() -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose parents die, instead of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def adopts_orphans() -> bool:
+    """Whether descendants whose parents die still come to this process."""
+    if not LINUX:
+        return True
+    adopts = ctypes.c_int(1)
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
+    return bool(adopts.value)
 
 
 def be_first_choice_of_oom_killer() -> None:

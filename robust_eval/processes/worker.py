@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 from robust_eval.errors import JobStop
-from robust_eval.processes import tree, wire
+from robust_eval.processes import system, tree, wire
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
 from robust_eval.processes.hygiene import Baseline, Randomness
 from robust_eval.processes.layout import (
@@ -177,10 +177,12 @@ class Worker:
         if self._is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
-        left = children() - self._helpers
+        left = bool(children() - self._helpers)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
         ended_at = monotonic()
         was_long = ended_at - begun_at > _LONG_JOB_S
+        # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
+        left = left or (was_long and not system.adopts_orphans())
         changed = self._baseline.changed() or (self._baseline.changed_thoroughly() if was_long else None)
         leaving = last or changed is not None
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
