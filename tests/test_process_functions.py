@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import is_alive, nothing_left
 
 from robust_eval import Evaluator, JobStop, JobTimeout, ProcessPoolEvaluator, RobustEvalError, RunningJob
-from waiting import is_alive, nothing_left
 
 START_METHODS = ("fork", "spawn")
 HUNG_S = 3600.0
@@ -230,7 +230,7 @@ def use_a_program(job: RunningJob) -> int:
     ids=["multiprocessing.Pool", "shared_memory", "subprocess"],
 )
 def test_a_job_may_start_processes_of_its_own(run: Callable[..., Any], expected: list[Any]):
-    """multiprocessing pools, shared memory and programs work inside a job, and leave nothing."""
+    """Multiprocessing pools, shared memory and programs work inside a job, and leave nothing."""
     with nothing_left():
         assert results(run) == expected
 
@@ -305,7 +305,8 @@ with ProcessPoolEvaluator(large, num_workers=2) as evaluator:
     evaluator.gather("BATCH", 1)
     jobs = evaluator.jobs
     evaluator.gather("ALL")
-    print({job.failure and job.failure.message for job in jobs}, all(j.metadata["array"][-1] == j.objective for j in jobs))
+    right = all(job.metadata["array"][-1] == job.objective for job in jobs)
+    print({job.failure and job.failure.message for job in jobs}, right)
 """
 
 
@@ -340,7 +341,7 @@ def seed_and_draw(job: RunningJob) -> Any:
 @pytest.mark.parametrize("max_tasks_per_child", [None, 1])
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_no_two_jobs_draw_the_same_numbers(run: Callable[..., Any], max_tasks_per_child: int | None, start_method: str):
-    """random and numpy.random differ between jobs, whichever worker they run in, also after a job that seeds."""
+    """Random and numpy.random differ between jobs, whichever worker they run in, also after a job that seeds."""
     options = {"max_tasks_per_child": max_tasks_per_child, "start_method": start_method}
     with ProcessPoolEvaluator(run, num_workers=2, preload=["numpy"], **options) as evaluator:
         evaluator.submit([{"x": x} for x in range(8)])
@@ -594,7 +595,7 @@ def test_only_the_kinds_asked_for_are_retried(tmp_path: Path):
 
 
 def test_on_error_raise():
-    """gather raises the first failure as an exception of its kind; the others stay."""
+    """Gather raises the first failure as an exception of its kind; the others stay."""
     with ProcessPoolEvaluator(sleep, num_workers=2, job_timeout=0.2, on_error="raise") as evaluator:
         evaluator.submit([{"seconds": HUNG_S}, {"seconds": 0.0}])
         with pytest.raises(JobTimeout, match="job_timeout"):
@@ -603,7 +604,7 @@ def test_on_error_raise():
 
 
 def count_up(job: RunningJob) -> str:
-    print("job", job["x"], flush=True)
+    print("job", job["x"], flush=True)  # noqa: T201 - what a job prints is what is tested
     os.write(2, f"raw {job['x']}\n".encode())
     raise ValueError(job["x"])
 

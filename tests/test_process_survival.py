@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import alive_with, is_alive, nothing_left, wait_until
 
 from robust_eval import ProcessPoolEvaluator, RobustEvalError, RunningJob
-from waiting import alive_with, is_alive, nothing_left, wait_until
 
 GONE_WITHIN_S = 2.0
 
@@ -52,7 +52,7 @@ def raise_at_start() -> None:
 
 
 def exit_at_start() -> None:
-    print("going down", flush=True)
+    print("going down", flush=True)  # noqa: T201 - what a worker prints is what is tested
     os._exit(5)
 
 
@@ -83,7 +83,7 @@ def test_thirty_crashes_in_a_row(tmp_path: Path):
     kinds = {job.config["x"]: job.failure and job.failure.kind for job in jobs}
     assert kinds == {x: "crash" if x < 30 else None for x in range(40)}
     assert all(job.failure.signal == "SIGKILL" for job in jobs if job.failure)
-    assert runs(tmp_path / "diary") == {x: 1 for x in range(30, 40)}
+    assert runs(tmp_path / "diary") == dict.fromkeys(range(30, 40), 1)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_an_initializer_that_exits_once_costs_nothing(tmp_path: Path):
         evaluator.submit(configs(8, tmp_path))
         jobs = evaluator.gather("ALL")
     assert all(job.failure is None for job in jobs)
-    assert runs(tmp_path / "diary") == {x: 1 for x in range(8)}
+    assert runs(tmp_path / "diary") == dict.fromkeys(range(8), 1)
 
 
 # -- killed from outside
@@ -141,7 +141,7 @@ def test_whoever_is_killed_while_idle_costs_nothing(victim: str, tmp_path: Path)
         evaluator.submit(configs(10, tmp_path, first=4))
         jobs += evaluator.gather("ALL")
     assert all(job.failure is None for job in jobs), [job.failure for job in jobs if job.failure]
-    assert runs(tmp_path / "diary") == {x: 1 for x in range(14)}
+    assert runs(tmp_path / "diary") == dict.fromkeys(range(14), 1)
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def test_only_what_had_begun_is_lost(victim: str, tmp_path: Path):
     lost = sorted(job.config["x"] for job in jobs if job.failure)
     assert lost == [0, 1]
     assert {(job.failure.kind, job.failure.lost) for job in jobs if job.failure} == {("lost", victim)}
-    assert runs(tmp_path / "diary") == {x: 1 for x in range(10)}
+    assert runs(tmp_path / "diary") == dict.fromkeys(range(10), 1)
 
 
 @pytest.mark.parametrize("victim", ["template", "supervisor"])
@@ -205,7 +205,7 @@ def test_a_supervisor_that_is_stopped_for_a_while_catches_up(tmp_path: Path):
         threading.Timer(0.3, supervisor.resume).start()
         jobs += evaluator.gather("ALL")
     assert all(job.failure is None for job in jobs)
-    assert runs(tmp_path / "diary") == {x: 1 for x in range(24)}
+    assert runs(tmp_path / "diary") == dict.fromkeys(range(24), 1)
 
 
 def test_a_supervisor_that_dies_again_and_again_is_given_up(tmp_path: Path):
@@ -384,7 +384,7 @@ BUSY = {
 
 @pytest.mark.parametrize("how", BUSY)
 def test_deadlines_hold_while_the_driver_is_busy(how: str, tmp_path: Path):
-    """The driver computes for 2 s, also without ever releasing the GIL: a job's deadline of 0.5 s holds all the same."""
+    """The driver computes for 2 s, also without releasing the GIL once: a job's deadline of 0.5 s holds all the same."""
     body = f"""
     evaluator = Evaluator.create(run, 'process', {{'num_workers': 1, 'job_timeout': 0.5}})
     evaluator.submit(configs(1, hangs=True))
@@ -431,7 +431,9 @@ STRANGE = {
     """,
     "masks every signal": "signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())",
     "has no standard streams": "out = os.dup(1); os.closerange(0, 3)",
-    "works in a deleted directory": "gone = here / 'gone'; gone.mkdir(); os.chdir(gone); gone.rmdir(); sys.path.insert(0, '')",
+    "works in a deleted directory": (
+        "gone = here / 'gone'; gone.mkdir(); os.chdir(gone); gone.rmdir(); sys.path.insert(0, '')"
+    ),
     "has a tight umask": "os.umask(0o777)",
     "is not the main thread": "",
 }
