@@ -21,33 +21,36 @@ for line in sys.stdin:
     kept.append(bytearray(os.urandom(1024) * (int(line) * 1024)))
     print("done", flush=True)
 """
-# Forks of which each answers with a line of its own; `write` has each touch all that it shares.
+# Forks that each have a pipe of their own, so that none takes another's order; "w" has each touch all that it shares.
 FORKS = """
 import os, sys, signal
 shared = bytearray(os.urandom(1024) * (100 * 1024))
-order, told = os.pipe(), os.pipe()
-def serve():
-    for byte in iter(lambda: os.read(order[0], 1), b""):
+told = os.pipe()
+def serve(orders):
+    for byte in iter(lambda: os.read(orders, 1), b""):
         if byte == b"q":
             os._exit(0)
         shared[::4096] = b"x" * len(shared[::4096])
         os.write(told[1], b"d")
-pids = []
+pids, orders = [], []
 for _ in range(3):
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        serve()
+        serve(reading)
     pids.append(pid)
+    orders.append(writing)
 print(*pids, flush=True)
 for line in sys.stdin:
-    for pid in pids:
-        os.write(order[1], line[:1].encode())
+    for order in orders:
+        os.write(order, line[:1].encode())
         if line[0] == "w":
             os.read(told[0], 1)
     if line[0] == "q":
         for pid in pids:
             os.waitpid(pid, 0)
         pids.clear()
+        orders.clear()
     print("done", flush=True)
 """
 
