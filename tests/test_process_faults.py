@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from waiting import alive_with, is_alive, nothing_left
 
 from robust_eval import Job, ProcessPoolEvaluator
 from robust_eval.evaluators import process
 from robust_eval.processes.pool import PoolSettings
 from stress.faults import CATALOGUE, Fault, behave, configuration
-from waiting import alive_with, is_alive, nothing_left
 
 JOBS = 20
 GUILTY = (3, 11)
