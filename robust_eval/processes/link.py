@@ -145,7 +145,8 @@ class TemplateLink:
         self.read_log()
         log = self._log.decode("utf-8", "backslashreplace").strip()
         code = self._process.poll()
-        said = self.detail or f"the template process ended with {_ending(code)} before it was ready"
+        when = "" if self.ready else " before it was ready"
+        said = self.detail or f"the template process ended with {_ending(code)}{when}"
         return f"{said}\n{log}" if log else said
 
     def kill(self) -> None:
