@@ -19,7 +19,7 @@ from typing import Any
 from robust_eval.errors import EvaluatorClosed, RobustEvalError
 from robust_eval.processes import loading, orders, tree, wire
 from robust_eval.processes.layout import COOKIE
-from robust_eval.processes.parcel import Memory, Parcel, landed, store
+from robust_eval.processes.parcel import Landed, Memory, Parcel, discard, landed, store, view
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
 
 _COOKIE_BYTES = 12
@@ -80,7 +80,11 @@ class Pool:
         self._asking = threading.Lock()
         self._answered = threading.Event()
         self._answer: dict[str, Any] = {}
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self._release()
+            raise
         self._receiver = threading.Thread(target=self._receive, name="robust_eval receiver", daemon=True)
         self._receiver.start()
 
@@ -95,6 +99,8 @@ class Pool:
         self.check_process()
         with self._lock:
             if self._closing:
+                for submission in submissions:
+                    discard(submission.parcel)
                 msg = "the pool is closed: make a new evaluator"
                 raise EvaluatorClosed(msg)
             self._pending.add(submissions)
@@ -188,17 +194,27 @@ class Pool:
                 "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE),
             },
         }
-        self._sock, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*loading.command(sys.executable, "shell", imports_site=loading.is_measured()), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,
-            )
-        self._frames = wire.Frames(self._sock)
+        self._execute(environment)
         self._send(config, [self._bundle_fd, self._pending.fd])
+
+    def _execute(self, environment: dict[str, str]) -> None:
+        """Start the process, with a channel to it."""
+        sock, theirs = socket.socketpair()
+        command = loading.command(sys.executable, "shell", imports_site=loading.is_measured())
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    start_new_session=True,
+                )
+            except BaseException:
+                sock.close()
+                raise
+        self._sock = sock
+        self._frames = wire.Frames(sock)
 
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
@@ -215,10 +231,18 @@ class Pool:
             self._send_batch(batch, large)
 
     def _send_batch(self, batch: list[tuple[Any, ...]], large: dict[int, Memory]) -> None:
-        """Send one message; what it says of large payloads is kept here without their descriptors."""
-        self._send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
-        for job_id, memory in large.items():
-            self._pending.add([self._pending.jobs[job_id]._replace(parcel=landed(memory))])
+        """Send one message; large payloads are kept here without their descriptors.
+
+        That is done first: a job may settle before the next line runs.
+        """
+        kept = {job_id: _kept(memory) for job_id, memory in large.items()}
+        self._pending.add(self._pending.jobs[job_id]._replace(parcel=parcel) for job_id, parcel in kept.items())
+        try:
+            self._send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
+        finally:
+            for job_id, memory in large.items():
+                if kept[job_id] is not memory:
+                    discard(memory)
 
     def _send(self, message: object, fds: list[int] | None = None) -> None:
         """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
@@ -255,8 +279,12 @@ class Pool:
             self._process.kill()
             with self._lock:
                 self._closing = True
+                self._bury()
                 detail = f"the driver failed to receive: {error!r}"
-                self._pending.lose(list(self._pending.jobs.values()), detail, closing=False)
+                try:
+                    self._pending.lose(list(self._pending.jobs.values()), detail, closing=False)
+                finally:
+                    self._release()
             raise
 
     def _receive_all(self) -> None:
@@ -293,9 +321,7 @@ class Pool:
     def _recover(self) -> bool:
         """The supervisor is gone. False when that was wanted, and all that it left has settled."""
         with self._lock:
-            self._process.wait()
-            self._sock.close()
-            self._sweep()
+            self._bury()
             self._deaths += 1
             final = self._closing or self._deaths >= _MOST_DEATHS
             lost, waiting = self._pending.after_a_death()
@@ -312,8 +338,11 @@ class Pool:
             self._send_jobs(waiting)
             return True
 
-    def _sweep(self) -> None:
-        """Kill what a dead supervisor left, found by the cookie in its environment."""
+    def _bury(self) -> None:
+        """Reap a dead supervisor and kill what it left, found by the cookie in its environment."""
+        self._process.wait()
+        self._sock.close()
+        self._frames.close()
         ends_at = time.monotonic() + _SWEEP_S
         while (left := tree.with_cookie(self._cookie)) and time.monotonic() < ends_at:
             tree.signal_all(left, signal.SIGKILL)
@@ -322,3 +351,11 @@ class Pool:
     def _release(self) -> None:
         os.close(self._bundle_fd)
         self._pending.close()
+
+
+def _kept(memory: Memory) -> Landed:
+    """The content, which needs no descriptor; where it cannot be mapped, what holds it."""
+    try:
+        return view(memory)
+    except OSError:
+        return memory

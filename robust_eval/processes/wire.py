@@ -93,6 +93,13 @@ class Frames:
         finally:
             del buffer[:position]
 
+    def close(self) -> None:
+        """Close the descriptors that belong to a message whose end never came."""
+        while self.fds:
+            fd = self.fds.popleft()
+            if fd is not None:
+                os.close(fd)
+
 
 def frame(message: Any) -> bytes:
     """One message for a `Frames` at the other end."""
