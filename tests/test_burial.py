@@ -249,11 +249,12 @@ def test_the_last_rites_are_bounded():
         house = House()
         house.fork(13, signal.pause)
         really: Any = tree.signal_all
+        bound_s = burial._LAST_RITES_S
         tree.signal_all = lambda pids, number: None
         burial._LAST_RITES_S = 0.02
         house.undertaker.kill_all()
         left = len(tree.children(os.getpid()))
-        tree.signal_all = really
+        tree.signal_all, burial._LAST_RITES_S = really, bound_s
         house.undertaker.kill_all()
         return left == 1 and not tree.children(os.getpid())
 
