@@ -101,10 +101,12 @@ class Supervised:
 
     def close(self) -> None:
         if self.status is None:
-            tree.kill_below(self.pid)
-            with contextlib.suppress(ProcessLookupError):
+            below = tree.descendants(self.pid)
+            self.port._inbox.close()
+            if not select.select([self.exit_fd], [], [], PATIENCE_S)[0]:
                 os.kill(self.pid, signal.SIGKILL)
             end_of(self.pid)
+            tree.signal_all(below, signal.SIGKILL)
         os.close(self.exit_fd)
         os.close(self.ledger)
         self.port.close()

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.burial import Undertaker
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
-from robust_eval.processes.link import TemplateLink
+from robust_eval.processes.link import Log, TemplateLink
 from robust_eval.processes.meter import Meter
-from robust_eval.processes.parcel import Parcel, discard
+from robust_eval.processes.output import Output
+from robust_eval.processes.parcel import Parcel, view
 from robust_eval.processes.port import Port
 from robust_eval.supervision import events as ev
 
@@ -90,14 +91,14 @@ class Crew:
         self._template = link
         self._undertaker.spare([link.pid])
         self._register(link.sock.fileno(), self._on_template)
-        self._register(link.log_fd, link.read_log)
+        self._register(link.log.fd, lambda: self._read(link.log))
         self._register(link.exit_fd, self._on_template_exit)
 
     def start_worker(self, worker_id: int) -> None:
         """Have a blank worker forked."""
         port = self._ports[worker_id] = Port(worker_id)
         self._register(port.outbox.fileno(), lambda: self.drain(port))
-        self._register(port.output.fd, port.output.read)
+        self._register(port.output.fd, lambda: self._read(port.output))
         if self._template is not None and self._template.ready:
             self._fork(port)
 
@@ -160,11 +161,8 @@ class Crew:
             return
         port.doomed = True
         if port.pid is None:
-            template = self._template
-            if template is None or port.child_fds:
+            if self._template is None or port.child_fds:
                 self._never_forked(port)
-            elif not template.ready:
-                template.kill()
             return
         tree.kill_below(port.pid)
         port.signal(signal.SIGKILL)
@@ -200,6 +198,12 @@ class Crew:
             self._selector_forget(port.outbox.fileno())
             self.events.append(ev.ChannelBroken(port.worker_id, str(error)))
 
+    def _read(self, printed: Output | Log) -> None:
+        """Read what is printed. A pipe whose other ends were all closed would wake this process for ever."""
+        printed.read()
+        if printed.ended:
+            self._selector_forget(printed.fd)
+
     def _on_report(self, port: Port, report: wire.Report) -> None:
         worker_id = port.worker_id
         if report.kind == wire.RESULT:
@@ -227,8 +231,7 @@ class Crew:
             port.output.forget()
             self.events.append(ev.WorkerReady(worker_id))
         else:
-            text = report.payload.decode("utf-8", "backslashreplace") if isinstance(report.payload, bytes) else ""
-            discard(report.payload)
+            text = str(view(report.payload), "utf-8", "backslashreplace")
             self.events.append(ev.StartFailed(worker_id, f"{text}\n{port.output.rest()}".strip()))
 
     def look_before(self, worker_ids: list[int]) -> None:
@@ -347,7 +350,7 @@ class Crew:
         self.bury()
 
     def _drop_template(self, template: TemplateLink) -> None:
-        for fd in (template.sock.fileno(), template.log_fd, template.exit_fd):
+        for fd in (template.sock.fileno(), template.log.fd, template.exit_fd):
             self._selector_forget(fd)
         self._template = None
         self._undertaker.spare([])

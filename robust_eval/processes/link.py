@@ -71,6 +71,31 @@ class DriverLink:
         return len(self.fds) >= wire.MOST_DESCRIPTORS
 
 
+class Log:
+    """The end of what a template prints.
+
+    Args:
+        fd: the pipe, not blocking.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.ended = False
+        self._tail = bytearray()
+
+    def read(self) -> None:
+        """Read once."""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.fd, _TAIL_BYTES)
+            self.ended = not data
+            self._tail += data
+            del self._tail[:-_TAIL_BYTES]
+
+    def text(self) -> str:
+        """What was read."""
+        return self._tail.decode("utf-8", "backslashreplace").strip()
+
+
 class TemplateLink:
     """One template process."""
 
@@ -86,9 +111,9 @@ class TemplateLink:
         self.ready = False
         self.detail: str | None = None
         self.version: list[int] = []
-        self.log_fd, log_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        log_fd, log_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(log_end, True)
-        self._log = bytearray()
+        self.log = Log(log_fd)
         try:
             self._process = subprocess.Popen(
                 [*argv, str(theirs.fileno())],
@@ -134,16 +159,10 @@ class TemplateLink:
             return {}, []
         return (message if isinstance(message, dict) else {}), fds
 
-    def read_log(self) -> None:
-        """Keep the end of what it prints."""
-        with contextlib.suppress(BlockingIOError):
-            self._log += os.read(self.log_fd, _TAIL_BYTES)
-            del self._log[:-_TAIL_BYTES]
-
     def last_words(self) -> str:
         """Why it ended: what it said itself, else how it ended, and the end of what it printed."""
-        self.read_log()
-        log = self._log.decode("utf-8", "backslashreplace").strip()
+        self.log.read()
+        log = self.log.text()
         code = self._process.poll()
         when = "" if self.ready else " before it was ready"
         said = self.detail or f"the template process ended with {_ending(code)}{when}"
@@ -167,7 +186,7 @@ class TemplateLink:
         """Close what is left of it here."""
         self.sock.close()
         os.close(self.exit_fd)
-        os.close(self.log_fd)
+        os.close(self.log.fd)
 
 
 def _ending(code: int | None) -> str:

@@ -36,6 +36,7 @@ class Output:
         self._buffer = bytearray()
         self._logged = 0
         self._log_fd = -1
+        self.ended = False
 
     def log_to(self, path: str) -> None:
         """From here on, the output goes into this file as well, which is made now.
@@ -58,6 +59,7 @@ class Output:
             return False
         finally:
             self._stamps[READING_AT] = 0
+        self.ended = not data
         self._buffer += data
         if self._marker not in self._buffer:
             self._log(len(self._buffer) - self._mark_bytes)

@@ -89,8 +89,10 @@ class Shell:
         """Give a driver that reads slowly the time to read the last outcomes, within a bound."""
         ends_at = monotonic() + _LAST_WORDS_S
         self._driver.flush()
+        writable = select.poll()  # select() knows no descriptor from 1024 on
+        writable.register(self._driver.sock, select.POLLOUT)
         while self._driver.blocked and self._gone_by is None and (left_s := ends_at - monotonic()) > 0.0:
-            select.select([], [self._driver.sock], [], left_s)
+            writable.poll(1000.0 * left_s)
             self._driver.drain()
 
     def _turn(self) -> None:

@@ -15,7 +15,6 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from robust_eval.errors import InternalError
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
@@ -42,7 +41,7 @@ class Template:
         self._selector = selectors.DefaultSelector()
         self._supervisor = os.getppid()
         self._undertaker = Undertaker(self._watch, self._unwatch)
-        self._load: Callable[[], Bundle] = _nothing_loaded
+        self._load: Callable[[], Bundle]
         self._argv: list[str] = []
 
     def run(self) -> None:
@@ -149,11 +148,6 @@ class Template:
         except OSError:
             self._undertaker.kill_all()
             os._exit(1)
-
-
-def _nothing_loaded() -> Bundle:
-    msg = "a worker was forked before the template had loaded"
-    raise InternalError(msg)
 
 
 def main(argv: list[str]) -> None:
