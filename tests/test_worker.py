@@ -36,6 +36,14 @@ from robust_eval.processes.worker import Bundle, high, prove, run_worker
 PATIENCE_S = 20.0
 
 
+def keep_only(kept: set[int]) -> None:
+    """Close the others: what a job does to every descriptor must not reach those of the test runner."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
 class Supervised:
     """One worker with the port that a supervisor would have. Killed at the end of the block."""
 
@@ -48,7 +56,7 @@ class Supervised:
         if self.pid == 0:
             os.setsid()
             system.adopt_orphans()
-            self.port._inbox.close()
+            keep_only({0, 1, 2, *self.port.child_fds, self.ledger})
             os._exit(run_worker([*self.port.child_fds, self.ledger], load))
         self.exit_fd = os.pidfd_open(self.pid)
         for fd in self.port.child_fds:

@@ -73,6 +73,7 @@ class Shell:
 
     def run(self) -> None:
         """Supervise until everything is settled and gone, or until the driver is."""
+        self._obey()  # what came in one read with the first message makes nothing readable again
         while True:
             self._turn()
             if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
@@ -143,10 +144,13 @@ class Shell:
             return
         except OSError:
             there = False
-        for message in self._driver.frames.messages():
-            self._ORDERS[message[0]](self, message)
+        self._obey()
         if not there:
             self._on_driver_gone()
+
+    def _obey(self) -> None:
+        for message in self._driver.frames.messages():
+            self._ORDERS[message[0]](self, message)
 
     def _on_driver_gone(self) -> None:
         """The driver is dead, or has dropped its end: nobody wants the outcomes."""
