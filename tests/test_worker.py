@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -38,10 +39,10 @@ PATIENCE_S = 20.0
 
 def keep_only(kept: set[int]) -> None:
     """Close the others: what a job does to every descriptor must not reach those of the test runner."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in kept:
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) not in kept:
             with contextlib.suppress(OSError):
-                os.close(int(name))
+                os.close(int(entry.name))
 
 
 class Supervised:
