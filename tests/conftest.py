@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from hypothesis import settings
 
 SESSION_MARK = "ROBUST_EVAL_TEST_SESSION"
 PATIENCE_S = 5.0
+
+# What runs here is the same on every run; the random is in stress/.
+settings.register_profile("deterministic", derandomize=True, database=None)
+settings.load_profile("deterministic")
 
 
 def _carries_mark(process: psutil.Process, mark: str) -> bool:

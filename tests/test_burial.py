@@ -25,7 +25,7 @@ class House:
         self.poll = select.poll()
         self.undertaker = Undertaker(self._watch, self._unwatch)
         self.watched: set[int] = set()
-        self.gone: list[tuple[int, int, bool]] = []
+        self.gone: list[tuple[int, int]] = []
 
     def _watch(self, pid: int) -> int:
         fd = os.pidfd_open(pid)
@@ -48,7 +48,7 @@ class House:
         self.undertaker.add(pid, worker_id)
         return pid
 
-    def bury_until(self, count: int) -> list[tuple[int, int, bool]]:
+    def bury_until(self, count: int) -> list[tuple[int, int]]:
         """Sleep and bury as the template does, until so many are gone."""
         ends_at = monotonic() + DEADLINE_S
         while len(self.gone) < count:
@@ -102,7 +102,7 @@ def with_tracker(told: int) -> None:
 def test_workers_are_buried_with_their_status():
     """Exit codes and signals, each worker once, and nothing is left to watch."""
 
-    def test() -> list[tuple[int, int, bool]]:
+    def test() -> list[tuple[int, int]]:
         house = House()
         assert house.undertaker.bury(monotonic()) == []
         house.fork(3, lambda: None)
@@ -112,13 +112,13 @@ def test_workers_are_buried_with_their_status():
         assert house.is_empty()
         return sorted(gone)
 
-    assert in_child(test) == [(3, status(3), False), (4, signal.SIGKILL, False)]
+    assert in_child(test) == [(3, status(3)), (4, signal.SIGKILL)]
 
 
 def test_orphans_go_before_their_worker_counts_as_gone():
     """Children, double forks, new sessions and whatever ignores signals."""
 
-    def test() -> list[tuple[int, int, bool]]:
+    def test() -> list[tuple[int, int]]:
         house = House()
 
         def work() -> None:
@@ -132,13 +132,13 @@ def test_orphans_go_before_their_worker_counts_as_gone():
         assert house.is_empty()
         return house.gone
 
-    assert in_child(test) == [(5, status(5), True)]
+    assert in_child(test) == [(5, status(5))]
 
 
 def test_a_worker_that_lives_is_not_disturbed_by_the_death_of_another():
     """What the other left is killed; the living one and its own children are left alone."""
 
-    def test() -> list[tuple[int, int, bool]]:
+    def test() -> list[tuple[int, int]]:
         house = House()
         reading, writing = os.pipe()
 
@@ -150,13 +150,13 @@ def test_a_worker_that_lives_is_not_disturbed_by_the_death_of_another():
         living = house.fork(6, stay)
         os.read(reading, 1)
         house.fork(7, leave)
-        assert house.bury_until(1) == [(7, status(7), True)]
+        assert house.bury_until(1) == [(7, status(7))]
         assert len(tree.descendants(living)) == 1
         house.undertaker.kill_all()
         assert not tree.children(os.getpid())
         return house.gone
 
-    assert in_child(test) == [(7, status(7), True)]
+    assert in_child(test) == [(7, status(7))]
 
 
 def test_children_of_the_template_itself_are_spared():
@@ -167,7 +167,7 @@ def test_children_of_the_template_itself_are_spared():
         helper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         house.undertaker.spare([helper.pid])
         house.fork(8, lambda: None)
-        assert house.bury_until(1) == [(8, status(8), False)]
+        assert house.bury_until(1) == [(8, status(8))]
         there = tree.is_there(helper.pid)
         house.undertaker.kill_all()
         return there and not tree.children(os.getpid())
@@ -178,7 +178,7 @@ def test_children_of_the_template_itself_are_spared():
 def test_a_tracker_gets_time_to_unlink():
     """It dies last: what keeps it alive is killed at once, and it then ends by itself and at no signal of ours."""
 
-    def test() -> tuple[list[tuple[int, int, bool]], bool]:
+    def test() -> tuple[list[tuple[int, int]], bool]:
         house = House()
         killed: list[int] = []
         really = os.kill
@@ -194,13 +194,13 @@ def test_a_tracker_gets_time_to_unlink():
         assert house.is_empty()
         return house.gone, int(os.read(reading, 20)) in killed
 
-    assert in_child(test) == ([(9, status(9), True)], False)
+    assert in_child(test) == ([(9, status(9))], False)
 
 
 def test_a_tracker_that_does_not_end_is_killed():
     """Its half second over, it is an orphan like others."""
 
-    def test() -> list[tuple[int, int, bool]]:
+    def test() -> list[tuple[int, int]]:
         house = House()
         burial._TRACKER_S = 0.05
         named = "import signal; signal.pause()  # from multiprocessing.resource_tracker import main"
@@ -213,13 +213,13 @@ def test_a_tracker_that_does_not_end_is_killed():
         assert house.is_empty()
         return house.gone
 
-    assert in_child(test) == [(10, status(10), True)]
+    assert in_child(test) == [(10, status(10))]
 
 
 def test_an_orphan_that_does_not_die_holds_up_its_own_worker_alone():
     """It belongs to the death that brought it; later deaths are reported meanwhile."""
 
-    def test() -> list[tuple[int, int, bool]]:
+    def test() -> list[tuple[int, int]]:
         house = House()
         really: Any = tree.signal_all
         tree.signal_all = lambda pids, number: None  # a process in uninterruptible sleep takes no signal
@@ -232,14 +232,14 @@ def test_an_orphan_that_does_not_die_holds_up_its_own_worker_alone():
         assert house.gone == []
         assert house.undertaker.wait_s(monotonic()) is None
         house.fork(12, lambda: None)
-        assert house.bury_until(1) == [(12, status(12), False)]
+        assert house.bury_until(1) == [(12, status(12))]
         tree.signal_all = really
         tree.signal_all(tree.children(os.getpid()), signal.SIGKILL)
         house.bury_until(2)
         assert house.is_empty()
         return house.gone
 
-    assert in_child(test) == [(12, status(12), False), (11, status(11), True)]
+    assert in_child(test) == [(12, status(12)), (11, status(11))]
 
 
 def test_the_last_rites_are_bounded():

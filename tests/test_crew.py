@@ -1,11 +1,15 @@
 """Template and workers as the supervisor handles them. Each test is a supervisor of its own, in a forked child."""
 
+import contextlib
+import errno
 import os
+import resource
 import selectors
 import signal
 import sys
 from collections.abc import Callable
 from math import nan
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -15,8 +19,10 @@ from waiting import is_alive, wait_until
 
 from robust_eval.processes import crew as crew_module
 from robust_eval.processes import loading, system, tree, wire
-from robust_eval.processes.crew import Crew, Finished, Settings
+from robust_eval.processes.crew import Crew
+from robust_eval.processes.describe import Finished
 from robust_eval.processes.layout import LEDGER_BYTES, NUMBER, STOP_SIGNAL
+from robust_eval.processes.link import Settings
 from robust_eval.processes.parcel import Memory, open_parcel, pack, store, unpack
 from robust_eval.processes.port import ExitInfo
 from robust_eval.processes.worker import Bundle
@@ -449,3 +455,63 @@ def test_closing_ends_what_is_there():
         floor.crew.start_worker(2)
 
     assert on_a_floor(test) is None
+
+
+def test_more_workers_than_a_channel_holds_orders():
+    """Neither end waits for the other with a full channel."""
+    count = 320
+
+    def test(floor: Floor) -> int:
+        floor.crew.start_template()
+        for worker_id in range(count):
+            floor.crew.start_worker(worker_id)
+        return len({floor.until(ev.WorkerForked).worker_id for _ in range(count)})
+
+    assert on_a_floor(test) == count
+
+
+def test_a_fork_that_fails_costs_no_template():
+    """The worker is told to be gone, with the reason, and the next one is forked."""
+
+    def test(floor: Floor) -> list[str]:
+        floor.crew.start_template()
+        reasons = []
+        for worker_id in (1, 2):
+            floor.crew.start_worker(worker_id)
+            reasons.append(floor.until(ev.StartFailed).detail)
+            assert floor.until(ev.WorkerExited).worker_id == worker_id
+        assert floor.worker(3)
+        return reasons
+
+    first, second = on_a_floor(test, preload=("unforkable",))
+    assert first == f"no worker can be forked: {os.strerror(errno.EAGAIN)}"
+    assert second == f"no worker can be forked: {os.strerror(errno.ENOMEM)}"
+
+
+def test_without_descriptors_nothing_can_be_started_and_that_is_said():
+    """Neither a worker nor a template; the supervisor goes on."""
+
+    def test(floor: Floor) -> tuple[str, str]:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        held = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most + 2, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        floor.crew.start_template()
+        template = floor.crew.events.pop()
+        floor.crew.start_worker(5)
+        started, exited = floor.crew.events
+        floor.crew.events.clear()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+        assert isinstance(template, ev.TemplateExited)
+        assert isinstance(exited, ev.WorkerExited)
+        assert floor.worker()
+        return template.detail, started.detail
+
+    template, worker = on_a_floor(test)
+    assert template.startswith("no template can be started: ")
+    assert worker.startswith("no worker can be started: ")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from robust_eval.processes import link
-from robust_eval.processes.link import TemplateLink
+from robust_eval.processes.link import Settings, TemplateLink
 
 
 def test_a_template_that_is_dead_at_once_is_no_error_of_the_supervisor(monkeypatch: pytest.MonkeyPatch):
@@ -18,7 +18,9 @@ def test_a_template_that_is_dead_at_once_is_no_error_of_the_supervisor(monkeypat
 
     monkeypatch.setattr(link.resource, "prlimit", until_it_is_dead)
     bundle_fd = os.open(os.devnull, os.O_RDONLY)
-    template = TemplateLink([sys.executable, "-S", "-c", "raise SystemExit(5)"], {}, {}, bundle_fd, (64, 64))
+    template = TemplateLink(
+        Settings([sys.executable, "-S", "-c", "raise SystemExit(5)"], {}, {}, bundle_fd, -1, [], None, None, (64, 64))
+    )
     assert select.select([template.exit_fd], [], [], 10.0)[0]
     template.end(1.0)
     assert "exit code 5" in template.last_words()

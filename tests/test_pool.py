@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from children import in_child
 from waiting import is_alive, nothing_left, wait_until
 
-from robust_eval.errors import EvaluatorClosed, RobustEvalError
+from robust_eval.errors import EvaluatorClosed, InvalidArgument, RobustEvalError
 from robust_eval.processes import orders, wire
 from robust_eval.processes import pool as pool_module
 from robust_eval.processes.parcel import Memory, open_parcel, pack, unpack
@@ -413,10 +415,8 @@ def test_without_a_descriptor_for_the_function_there_is_no_pool():
     """The message says what to do."""
 
     def start() -> str:
-        import resource
-
         bundle = pack(Bundle(double))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         try:
             Pool(bundle, PoolSettings(POLICY, sys.executable), print, print)
         except RobustEvalError as error:
@@ -450,12 +450,13 @@ def test_an_interrupted_order_is_sent_whole():
         supervisor = driver.pool.supervisor_pid
         alarms = 0
 
-        def interrupt(*_: object) -> None:
+        def interrupt(_number: int, frame: FrameType | None) -> None:
             nonlocal alarms
             alarms += 1
             if alarms == 20:
                 os.kill(supervisor, signal.SIGCONT)
-            raise Interrupt
+            if frame is not None and frame.f_code.co_name == "_push":  # not in this test's own lines
+                raise Interrupt
 
         before = signal.signal(signal.SIGALRM, interrupt)
         os.kill(supervisor, signal.SIGSTOP)
@@ -473,3 +474,17 @@ def test_an_interrupted_order_is_sent_whole():
         driver.wait(101)
         assert {driver.value(number) for number in range(100)} == {60_000}
         assert driver.pool.supervisor_pid == supervisor
+
+
+def test_more_workers_than_open_files_allow_are_refused():
+    """Before anything is started, with the number that would do."""
+
+    def made() -> str:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        bundle = pack(Bundle(lambda x, _: x))
+        refused = r"num_workers=14 .* may have 200: use at most 13"
+        with nothing_left(), pytest.raises(InvalidArgument, match=refused) as error:
+            Pool(bundle, PoolSettings({**POLICY, "num_workers": 14}, sys.executable), print, print)
+        return str(error.value)
+
+    assert "ulimit -Hn" in in_child(made)

@@ -31,6 +31,7 @@ from robust_eval.processes.layout import (
 )
 from robust_eval.processes.parcel import Memory, Parcel, open_parcel, pack, store, unpack
 from robust_eval.processes.port import Port
+from robust_eval.processes.streams import Streams
 from robust_eval.processes.wire import Report
 from robust_eval.processes.worker import Bundle, high, prove, run_worker
 
@@ -58,7 +59,7 @@ class Supervised:
             os.setsid()
             system.adopt_orphans()
             keep_only({0, 1, 2, *self.port.child_fds, self.ledger})
-            os._exit(run_worker([*self.port.child_fds, self.ledger], load))
+            os._exit(run_worker([*self.port.child_fds, self.ledger], load, Streams()))
         self.exit_fd = os.pidfd_open(self.pid)
         for fd in self.port.child_fds:
             os.close(fd)

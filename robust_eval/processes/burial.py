@@ -25,7 +25,6 @@ class _Death:
     worker_id: int
     status: int
     orphans: dict[int, float] = field(default_factory=dict)
-    left: bool = False
 
 
 class Undertaker:
@@ -63,11 +62,11 @@ class Undertaker:
         instants = [at for death in self._deaths for at in death.orphans.values() if at > now]
         return max(0.001, min(instants) - now) if instants else None
 
-    def bury(self, now: float) -> list[tuple[int, int, bool]]:
+    def bury(self, now: float) -> list[tuple[int, int]]:
         """Reap what is dead and kill what is orphaned.
 
         Returns:
-            For each worker that is gone with its whole tree: its id, its wait status, whether it left anything.
+            For each worker that is gone with its whole tree: its id and its wait status.
         """
         if not self._reap():
             return []
@@ -75,7 +74,7 @@ class Undertaker:
             self._reap()
         gone = [death for death in self._deaths if not death.orphans]
         self._deaths = [death for death in self._deaths if death.orphans]
-        return [(death.worker_id, death.status, death.left) for death in gone]
+        return [(death.worker_id, death.status) for death in gone]
 
     def _reap(self) -> bool:
         """Reap everything that is dead. Whether anything changed or is overdue."""
@@ -104,7 +103,6 @@ class Undertaker:
         fresh = present - known
         for pid in fresh:
             death = self._deaths[-1]
-            death.left = True
             death.orphans[pid] = now + _TRACKER_S if tree.is_tracker(pid) else now
             self._watched.setdefault(pid, self._watch(pid))
         for death in self._deaths:

@@ -9,15 +9,16 @@ import marshal
 import os
 import selectors
 import signal
+from collections import deque
 from collections.abc import Callable
 from math import isfinite
 from time import monotonic
-from typing import Any, NamedTuple
 
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.describe import Finished
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
-from robust_eval.processes.link import Log, TemplateLink
+from robust_eval.processes.link import Log, Settings, TemplateLink
 from robust_eval.processes.meter import Meter
 from robust_eval.processes.output import Output
 from robust_eval.processes.parcel import Parcel, view
@@ -26,28 +27,7 @@ from robust_eval.supervision import events as ev
 
 _CLOSE_S = 1.0
 _CLOCK_SLACK_S = 0.001
-
-
-class Finished(NamedTuple):
-    """The payload of a result in the core: opaque to it."""
-
-    parcel: Parcel
-    output_tail: str
-    peak_bytes: int
-
-
-class Settings(NamedTuple):
-    """What templates and workers are started with."""
-
-    argv: list[str]
-    environment: dict[str, str]
-    init: dict[str, Any]
-    bundle_fd: int
-    ledger_fd: int
-    worker_env: list[dict[str, str]]
-    worker_seed: int | None
-    max_tasks_per_child: int | None
-    descriptor_limit: tuple[int, int] | None
+_MOST_FORKING = 32
 
 
 class Crew:
@@ -76,6 +56,8 @@ class Crew:
         self._ports: dict[int, Port] = {}
         self._dumped: set[int] = set()
         self._gone: list[Callable[[], None]] = []
+        self._unforked: deque[Port] = deque()
+        self._forking = 0
         self.meter = Meter()
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._oom_kills = system.oom_kills()
@@ -84,10 +66,11 @@ class Crew:
 
     def start_template(self) -> None:
         """Start a template process."""
-        settings = self._settings
-        link = TemplateLink(
-            settings.argv, settings.environment, settings.init, settings.bundle_fd, settings.descriptor_limit
-        )
+        try:
+            link = TemplateLink(self._settings)
+        except OSError as error:  # no process or no descriptor is free, which may pass
+            self.events.append(ev.TemplateExited(was_ready=False, detail=f"no template can be started: {error}"))
+            return
         self._template = link
         self._undertaker.spare([link.pid])
         self._register(link.sock.fileno(), self._on_template)
@@ -96,18 +79,31 @@ class Crew:
 
     def start_worker(self, worker_id: int) -> None:
         """Have a blank worker forked."""
-        port = self._ports[worker_id] = Port(worker_id)
+        try:
+            port = Port(worker_id)
+        except OSError as error:
+            self._unstarted(worker_id, f"no worker can be started: {error}")
+            return
+        self._ports[worker_id] = port
         self._register(port.outbox.fileno(), lambda: self.drain(port))
         self._register(port.output.fd, lambda: self._read(port.output))
-        if self._template is not None and self._template.ready:
-            self._fork(port)
+        self._unforked.append(port)
+        self._fork()
 
-    def _fork(self, port: Port) -> None:
-        if self._template is not None and port.child_fds:
-            self._template.fork(port.worker_id, [*port.child_fds, self._settings.ledger_fd])
-            for fd in port.child_fds:
-                os.close(fd)
-            port.child_fds = []
+    def _fork(self) -> None:
+        """Order what the template can do soon: a channel that is full of orders and answers would block both ends."""
+        template = self._template
+        while template is not None and template.ready and self._unforked and self._forking < _MOST_FORKING:
+            port = self._unforked.popleft()
+            if port.child_fds:
+                self._forking += 1
+                template.fork(port.worker_id, [*port.child_fds, self._settings.ledger_fd])
+                for fd in port.child_fds:
+                    os.close(fd)
+                port.child_fds = []
+
+    def _unstarted(self, worker_id: int, detail: str) -> None:
+        self.events += [ev.StartFailed(worker_id, detail), ev.WorkerExited(worker_id)]
 
     def assign(self, worker_id: int, slot: int) -> None:
         """Give a worker its slot."""
@@ -278,21 +274,25 @@ class Crew:
         if template is None:
             return
         while True:
-            message, fds = template.receive()
-            if not message:
+            told, fds = wire.hear(template.sock)
+            if told is None:
                 break
-            if "ready" in message:
+            if told.kind == wire.TEMPLATE_READY:
                 template.ready = True
-                for port in self._ports.values():
-                    self._fork(port)
-            elif "failed" in message:
-                template.detail = str(message["failed"])
-            elif "forked" in message:
-                self._on_forked(self._ports[message["forked"]], message["pid"], fds[0])
-            elif "exited" in message:
-                self._on_exit(message["exited"], message["status"])
+            elif told.kind == wire.TEMPLATE_FAILED:
+                template.detail = told.text
+            elif told.kind == wire.EXITED:
+                self._on_exit(told.worker_id, told.number)
+            elif told.kind == wire.UNFORKED:
+                self._forking -= 1
+                self._forget(self._ports[told.worker_id])
+                self._unstarted(told.worker_id, f"no worker can be forked: {os.strerror(told.number)}")
+            else:
+                self._forking -= 1
+                self._on_forked(self._ports[told.worker_id], told.number, *fds)
+        self._fork()
 
-    def _on_forked(self, port: Port, pid: int, exit_fd: int) -> None:
+    def _on_forked(self, port: Port, pid: int, exit_fd: int | None = None) -> None:
         port.pid, port.exit_fd = pid, exit_fd
         self.meter.add(port.worker_id, pid)
         self.events.append(ev.WorkerForked(port.worker_id))
@@ -353,13 +353,15 @@ class Crew:
         for fd in (template.sock.fileno(), template.log.fd, template.exit_fd):
             self._selector_forget(fd)
         self._template = None
+        self._forking = 0
+        self._unforked.clear()
         self._undertaker.spare([])
         template.end(_CLOSE_S)
         self._gone.append(template.close)
 
     def bury(self) -> None:
         """Reap what came to this process."""
-        for worker_id, status, _left in self._undertaker.bury(monotonic()):
+        for worker_id, status in self._undertaker.bury(monotonic()):
             self._on_exit(worker_id, status)
 
     def close_gone(self) -> None:
@@ -379,8 +381,6 @@ class Crew:
         for port in list(self._ports.values()):
             self._forget(port)
         self.close_gone()
-
-    # -- descriptors
 
     def _watch(self, pid: int) -> int:
         fd = system.watch_exit(pid)

@@ -8,13 +8,11 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from robust_eval.processes import system, wire
 from robust_eval.processes.orders import SETTLED, TOLD
 
-_MESSAGE_BYTES = 1 << 16
-_ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 _TAIL_BYTES = 1 << 15
 
 
@@ -96,42 +94,54 @@ class Log:
         return self._tail.decode("utf-8", "backslashreplace").strip()
 
 
-class TemplateLink:
-    """One template process."""
+class Settings(NamedTuple):
+    """What templates and workers are started with."""
 
-    def __init__(
-        self,
-        argv: list[str],
-        environment: dict[str, str],
-        init: dict[str, Any],
-        bundle_fd: int,
-        descriptor_limit: tuple[int, int] | None,
-    ) -> None:
-        self.sock, theirs = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
+    argv: list[str]
+    environment: dict[str, str]
+    init: dict[str, Any]
+    bundle_fd: int
+    ledger_fd: int
+    worker_env: list[dict[str, str]]
+    worker_seed: int | None
+    max_tasks_per_child: int | None
+    descriptor_limit: tuple[int, int] | None
+
+
+class TemplateLink:
+    """One template process.
+
+    Raises:
+        OSError: no process or no descriptor is free for it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         self.ready = False
         self.detail: str | None = None
-        self.version: list[int] = []
-        log_fd, log_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(log_end, True)
-        self.log = Log(log_fd)
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            self.sock, sock_end = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
+            ours.callback(self.sock.close)
+            theirs.callback(sock_end.close)
+            log_fd, log_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            ours.callback(os.close, log_fd)
+            theirs.callback(os.close, log_end)
+            os.set_blocking(log_end, True)
+            self.log = Log(log_fd)
             self._process = subprocess.Popen(
-                [*argv, str(theirs.fileno())],
-                env=environment,
+                [*settings.argv, str(sock_end.fileno())],
+                env=settings.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log_end,
                 stderr=log_end,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[sock_end.fileno()],
                 start_new_session=True,
             )
-        finally:
-            theirs.close()
-            os.close(log_end)
-        if descriptor_limit is not None:
-            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, descriptor_limit)
+            ours.pop_all()
+        if settings.descriptor_limit is not None:
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, settings.descriptor_limit)
         self.exit_fd = system.watch_exit(self._process.pid)
         with contextlib.suppress(OSError):  # it is dead already, and its exit will tell
-            self.sock.sendmsg([json.dumps(init).encode()], wire.rights([bundle_fd]))
+            self.sock.sendmsg([json.dumps(settings.init).encode()], wire.rights([settings.bundle_fd]))
 
     @property
     def pid(self) -> int:
@@ -141,23 +151,10 @@ class TemplateLink:
     def fork(self, worker_id: int, fds: list[int]) -> bool:
         """Order a worker. False when the template is gone."""
         try:
-            self.sock.sendmsg([json.dumps({"fork": worker_id}).encode()], wire.rights(fds))
+            self.sock.sendmsg([wire.fork_order(worker_id)], wire.rights(fds))
         except OSError:
             return False
         return True
-
-    def receive(self) -> tuple[dict[str, Any], list[int]]:
-        """One message; an empty one where none waits."""
-        try:
-            data, ancillary, _, _ = self.sock.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
-        except OSError:
-            return {}, []
-        fds = wire.descriptors(ancillary)
-        try:
-            message = json.loads(data) if data else {}
-        except ValueError:
-            return {}, []
-        return (message if isinstance(message, dict) else {}), fds
 
     def last_words(self) -> str:
         """Why it ended: what it said itself, else how it ended, and the end of what it printed."""

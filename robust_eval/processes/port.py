@@ -22,6 +22,7 @@ from robust_eval.processes.output import Output
 from robust_eval.processes.parcel import Memory, Parcel, discard
 
 _MARKER_BYTES = 16
+_STACK_PIECE_BYTES = 1 << 13
 _INBOX_BYTES = 1 << 22
 _DONT_WAIT = socket.MSG_DONTWAIT
 
@@ -113,8 +114,13 @@ class Port:
         NUMBER.pack_into(self._stamps, STOP_AT, job_id + 1)
 
     def stack(self) -> str:
-        """What faulthandler wrote."""
-        data = os.pread(self._page_fd, STACK_BYTES, STAMP_BYTES)
+        """What faulthandler wrote: from the beginning, without zeros."""
+        data = b""
+        while len(data) < STACK_BYTES:
+            piece = os.pread(self._page_fd, _STACK_PIECE_BYTES, STAMP_BYTES + len(data))
+            data += piece
+            if not piece or not piece[-1]:  # most workers wrote none, and the page is large
+                break
         return data.rstrip(b"\0").decode("utf-8", "backslashreplace")
 
     # -- the process

@@ -18,11 +18,11 @@ from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import orders, system, tree, wire
-from robust_eval.processes.crew import Crew, Finished, Settings
-from robust_eval.processes.describe import describe
+from robust_eval.processes.crew import Crew
+from robust_eval.processes.describe import Finished, describe
 from robust_eval.processes.health import Health
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
-from robust_eval.processes.link import DriverLink
+from robust_eval.processes.link import DriverLink, Settings
 from robust_eval.processes.parcel import Parcel, discard, store
 from robust_eval.supervision import actions as act
 from robust_eval.supervision import events as ev

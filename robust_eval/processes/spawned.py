@@ -5,6 +5,7 @@ import os
 import sys
 
 from robust_eval.processes import loading, system
+from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, run_worker
 
 
@@ -23,4 +24,4 @@ def main(argv: list[str]) -> None:
         loading.share_main(bundle)
         return bundle
 
-    os._exit(run_worker(fds, load))
+    os._exit(run_worker(fds, load, Streams()))

@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import weakref
+from functools import cache
 
 LINUX = sys.platform == "linux"
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
@@ -53,10 +54,7 @@ def map_privately(fd: int, size: int) -> memoryview:
         raise ValueError(msg)
     if sys.version_info >= (3, 13):  # pragma: no cover - the way of later interpreters
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc = _libc()
     address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
@@ -86,9 +84,19 @@ def _watch_by_kqueue(pid: int) -> int:  # pragma: no cover - macOS
     return fd
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library. Each handle makes a class of its own: a worker's start would feel it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
 def _prctl(option: int, value: int) -> None:
     if LINUX:  # pragma: no branch - macOS
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+        _libc().prctl(option, value, 0, 0, 0)
 
 
 def die_with(parent: int) -> None:
@@ -125,14 +133,18 @@ def adopts_orphans() -> bool:
     if not LINUX:
         return True
     adopts = ctypes.c_int(1)
-    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
+    _libc().prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
     return bool(adopts.value)
 
 
 def be_first_choice_of_oom_killer() -> None:
     """Let the kernel's OOM killer take this process before the user's others."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("800")
+    with contextlib.suppress(OSError):
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"800")
+        finally:
+            os.close(fd)
 
 
 def oom_kills() -> int:

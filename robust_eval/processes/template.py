@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, high, run_worker
 
 if TYPE_CHECKING:
@@ -43,17 +44,19 @@ class Template:
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._load: Callable[[], Bundle]
         self._argv: list[str] = []
+        self._streams = Streams()
 
     def run(self) -> None:
         """Load, then serve the supervisor until it is gone."""
         system.die_with(self._supervisor)
         system.adopt_orphans()
-        message, fds = self._receive()
+        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES)
+        message, fds = json.loads(data), wire.descriptors(ancillary)
         try:
             self._prepare(message, fds[0])
         except BaseException as error:  # noqa: BLE001 - the user's imports raise anything
             text = traceback_text(error, unwind=0)
-            self._say({"failed": text[-_LAST_WORDS_BYTES:]})
+            self._say(wire.TEMPLATE_FAILED, text=text[-_LAST_WORDS_BYTES:])
             return
         system.outlive_parent()
         self._selector.register(self._control, selectors.EVENT_READ)
@@ -62,7 +65,7 @@ class Template:
         self._undertaker.spare(tree.children(os.getpid()))
         gc.collect()
         gc.freeze()
-        self._say({"ready": list(sys.version_info[:3])})
+        self._say(wire.TEMPLATE_READY)
         while os.getppid() == self._supervisor:
             ready = {key.fd for key, _ in self._selector.select(self._undertaker.wait_s(monotonic()))}
             if supervisor_fd in ready:
@@ -88,19 +91,22 @@ class Template:
 
     def _obey(self) -> bool:
         """Perform one order. False at end-of-file."""
-        message, fds = self._receive()
-        if not message:
+        worker_id, fds = wire.receive_order(self._control, _MOST_FDS)
+        if worker_id is None:
             return False
-        worker_id = message["fork"]
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(fds)
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process is free: an evil that passes, and no reason to take the workers along
+            self._say(wire.UNFORKED, worker_id, error.errno or 0)
+        else:
+            if pid == 0:
+                self._become_worker(fds)
+            self._undertaker.add(pid, worker_id)
+            exit_fd = system.watch_exit(pid)
+            self._say(wire.FORKED, worker_id, pid, fd=exit_fd)
+            os.close(exit_fd)
         for fd in fds:
             os.close(fd)
-        self._undertaker.add(pid, worker_id)
-        exit_fd = system.watch_exit(pid)
-        self._say({"forked": worker_id, "pid": pid}, [exit_fd])
-        os.close(exit_fd)
         return True
 
     def _become_worker(self, fds: list[int]) -> None:
@@ -119,15 +125,15 @@ class Template:
             self._selector.close()
             self._undertaker.forget()
             self._control.close()
-            code = run_worker(fds, self._load)
+            code = run_worker(fds, self._load, self._streams)
         except BaseException:  # noqa: BLE001 - a forked child must not return into the template
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
 
     def _bury(self) -> None:
-        for worker_id, status, left in self._undertaker.bury(monotonic()):
-            self._say({"exited": worker_id, "status": status, "left": left})
+        for worker_id, status in self._undertaker.bury(monotonic()):
+            self._say(wire.EXITED, worker_id, status)
 
     def _watch(self, pid: int) -> int:
         fd = system.watch_exit(pid)
@@ -138,13 +144,9 @@ class Template:
         self._selector.unregister(fd)
         os.close(fd)
 
-    def _receive(self) -> tuple[dict[str, Any], list[int]]:
-        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES)
-        return (json.loads(data) if data else {}), wire.descriptors(ancillary)
-
-    def _say(self, message: dict[str, object], fds: list[int] | None = None) -> None:
+    def _say(self, kind: int, worker_id: int = 0, number: int = 0, *, text: str = "", fd: int = -1) -> None:
         try:
-            self._control.sendmsg([json.dumps(message).encode()], wire.rights(fds or []))
+            wire.tell(self._control, kind, worker_id, number, text=text, fd=fd)
         except OSError:
             self._undertaker.kill_all()
             os._exit(1)

@@ -1,7 +1,8 @@
-"""Frames <-> bytes on the three kinds of channel.
+"""Frames <-> bytes on the four kinds of channel.
 
 - driver <-> supervisor, a stream: length, marshal. Both ends are ours and of one interpreter.
 - supervisor -> worker, packets: one job a packet, so that the supervisor can take back exactly what was not read.
+- supervisor <-> template, packets of fixed fields: the user's modules are loaded there, so no decoder with an opinion.
 - worker -> supervisor, a stream: a fixed header and an opaque payload. The worker runs the user's code, so nothing of
   it is trusted: a header that is not exactly right is a `ProtocolError`, and no decoder with an opinion runs here.
 """
@@ -159,6 +160,53 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> Packet | None:
     if kind == JOB_IN_MEMORY:
         return Packet(JOB, attempt, job_id, Memory(descriptors(ancillary)[0], size))
     return Packet(kind, attempt, job_id, data[PACKET_HEADER_BYTES:])
+
+
+# -- supervisor <-> template
+
+_ORDER = struct.Struct("<Q")
+_TOLD = struct.Struct("<BQq")
+_MOST_TOLD_BYTES = 1 << 16
+TEMPLATE_READY, TEMPLATE_FAILED, FORKED, UNFORKED, EXITED = 1, 2, 3, 4, 5
+
+
+class Told(NamedTuple):
+    """What a template says: of which worker, its process id or wait status or an errno, or why it failed itself."""
+
+    kind: int
+    worker_id: int
+    number: int
+    text: str
+
+
+def fork_order(worker_id: int) -> bytes:
+    """The order to fork a worker."""
+    return _ORDER.pack(worker_id)
+
+
+def receive_order(sock: socket.socket, most_fds: int) -> tuple[int | None, list[int]]:
+    """The worker to fork and its descriptors; None at end-of-file."""
+    data, ancillary, _, _ = sock.recvmsg(_ORDER.size, socket.CMSG_SPACE(4 * most_fds))
+    return (_ORDER.unpack(data)[0] if data else None), descriptors(ancillary)
+
+
+def tell(sock: socket.socket, kind: int, worker_id: int = 0, number: int = 0, *, text: str = "", fd: int = -1) -> None:
+    """Say something to the supervisor, with a descriptor where there is one."""
+    data = _TOLD.pack(kind, worker_id, number) + text.encode(errors="backslashreplace")
+    sock.sendmsg([data[:_MOST_TOLD_BYTES]], rights([fd] if fd >= 0 else []))
+
+
+def hear(sock: socket.socket) -> tuple[Told | None, list[int]]:
+    """The next thing that a template said, and its descriptor; None where nothing waits or it makes no sense."""
+    try:
+        data, ancillary, _, _ = sock.recvmsg(_MOST_TOLD_BYTES, _ONE_FD_BYTES, socket.MSG_DONTWAIT)
+    except OSError:
+        return None, []
+    if len(data) < _TOLD.size:
+        return None, descriptors(ancillary)
+    kind, worker_id, number = _TOLD.unpack_from(data)
+    text = data[_TOLD.size :].decode("utf-8", "backslashreplace")
+    return Told(kind, worker_id, number, text), descriptors(ancillary)
 
 
 # -- worker -> supervisor

@@ -8,7 +8,6 @@ with the supervisor, drops the job's objects before it reports, and reports what
 import contextlib
 import faulthandler
 import fcntl
-import io
 import marshal
 import mmap
 import os
@@ -55,6 +54,7 @@ from robust_eval.processes.parcel import (
     unpack,
     view,
 )
+from robust_eval.processes.streams import Streams
 
 _LONG_JOB_S = 0.001
 _HIGH_FD = 960
@@ -88,9 +88,10 @@ class Worker:
         fds: inbox, outbox, the outbox's other end, output, stamps and ledger, in this order; they are moved to high
             numbers.
         load: makes the bundle; called when the worker takes its slot.
+        streams: become the standard streams.
     """
 
-    def __init__(self, fds: list[int], load: Callable[[], Bundle]) -> None:
+    def __init__(self, fds: list[int], load: Callable[[], Bundle], streams: Streams) -> None:
         inbox, outbox, self._far_end, output, stamps, ledger = (high(fd) for fd in fds)
         self._inbox = socket.socket(fileno=inbox)
         self._outbox = socket.socket(fileno=outbox)
@@ -105,22 +106,11 @@ class Worker:
         self._sending = threading.RLock()
         self._marker = b""
         self._clear_refs = _open_clear_refs()
-        self._take_standard_streams(output)
-
-    def _take_standard_streams(self, output: int) -> None:
-        with open(os.devnull, "rb") as null:
-            os.dup2(null.fileno(), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
         self._output = output
         self._output_level: int | None = None
-        raw = [io.FileIO(number, "w", closefd=False) for number in (1, 2)]
-        self._streams = [io.TextIOWrapper(io.BufferedWriter(each), "utf-8", "backslashreplace") for each in raw]
-        for stream in self._streams:
-            stream.reconfigure(line_buffering=True)  # what was printed before a crash is worth more than speed
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
-        sys.stdout, sys.stderr = self._streams
-        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+        self._baseline: Baseline | None = None
+        self._streams = streams
+        streams.take(output)
 
     def serve(self) -> None:
         """Take the slot, then run jobs until the inbox ends or the worker must not begin another one."""
@@ -132,12 +122,13 @@ class Worker:
         bundle = self._start(settings)
         if bundle is None:
             return
-        self._baseline = Baseline()
+        tasks_left = settings["max_tasks_per_child"]
+        if tasks_left != 1:  # else there is no next job that could meet anything
+            self._baseline = Baseline()
         self._helpers = children()
         self._reset_peak()
         self._output_level = self._measure_output()
         self._send(wire.READY)
-        tasks_left = settings["max_tasks_per_child"]
         goes_on = True
         while goes_on and (packet := wire.receive_packet(self._inbox)) is not None:
             tasks_left = None if tasks_left is None else tasks_left - 1
@@ -183,16 +174,24 @@ class Worker:
         was_long = ended_at - begun_at > _LONG_JOB_S
         # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
         left = left or (was_long and not system.adopts_orphans())
-        changed = self._baseline.changed() or (self._baseline.changed_thoroughly() if was_long else None)
-        leaving = last or changed is not None
+        leaving = last or self._is_changed(thoroughly=was_long)
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
         self._send(wire.RESULT, (flags, failure), parcel, job_id, (begun_at, ended_at, peak_bytes))
         if left:
             _wait_for_the_end()
+        if leaving:
+            return False
         self._randomness.renew()
         if was_long:
             self._reset_peak()
-        return not leaving
+        return True
+
+    def _is_changed(self, *, thoroughly: bool) -> bool:
+        """Whether the job left something behind that the next one would meet."""
+        known = self._baseline
+        if known is None:
+            return False
+        return known.changed() is not None or (thoroughly and known.changed_thoroughly() is not None)
 
     def _call(self, packet: wire.Packet, runner: Callable[..., Any]) -> tuple[int, Parcel]:
         """Everything of the job that runs the user's code, its objects' last breaths included."""
@@ -300,9 +299,7 @@ class Worker:
 
     def flush(self) -> None:
         """Write out what Python has buffered of the job's output."""
-        for stream in self._streams:
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        self._streams.flush()
 
     def _printed(self, job_id: int) -> bool:
         """Flush what the job printed, and mark its end in the output if there is any."""
@@ -374,9 +371,9 @@ def _wait_for_the_end() -> None:
         signal.pause()
 
 
-def run_worker(fds: list[int], load: Callable[[], Bundle]) -> int:
+def run_worker(fds: list[int], load: Callable[[], Bundle], streams: Streams) -> int:
     """Be a worker until its inbox ends. Returns the exit code."""
-    worker = Worker(fds, load)
+    worker = Worker(fds, load, streams)
     worker.serve()
     worker.flush()
     return 0
