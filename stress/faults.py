@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from robust_eval import RunningJob
-from stress import faults_data, faults_ending, faults_traces
+from stress import faults_attacks, faults_data, faults_ending, faults_interpreter, faults_traces, faults_values
 from stress.fault import CATALOGUE, Fault, own_value
 
 __all__ = ["CATALOGUE", "ENTRIES", "Fault", "behave", "configuration"]
 
-ENTRIES = (faults_ending, faults_data, faults_traces)
+ENTRIES = (faults_ending, faults_values, faults_data, faults_traces, faults_interpreter, faults_attacks)
 
 
 def configuration(x: int, diary: Path, fault: Fault | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.failure import Failure, FailureKind
-from robust_eval.processes.blame import rebuilt
+from robust_eval.processes.blame import describe_error, rebuilt
 from robust_eval.processes.parcel import Landed, discard, open_parcel, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled
 
@@ -76,8 +76,10 @@ class Settling:
         try:
             objective, metadata, observations = unpack(view(done.parcel))
             job.set_outcome(objective, metadata, observations)
-        except Exception as error:  # noqa: BLE001 - the user's __setstate__
-            message = f"the result cannot be unpickled in the driver: {type(error).__qualname__}: {error}"
+        except KeyboardInterrupt:  # a Ctrl-C of the driver's user; the next gather comes back to this job
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's __setstate__, which may raise SystemExit
+            message = f"the result cannot be unpickled in the driver: {describe_error(error)}"
             job.fail(Failure("unpicklable", message, done.attempts, duration, done.peak_memory))
         _measure(job, duration, done.peak_memory, done.attempts)
         discard(done.parcel)
@@ -130,7 +132,9 @@ def _late(late: Landed) -> Any:
         return None
     try:
         objective, _, _ = unpack(open_parcel(late))
-    except Exception:  # noqa: BLE001 - the user's own objects
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's own objects
         return None
     return objective
 
