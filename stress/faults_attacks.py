@@ -83,9 +83,13 @@ def kill_its_parent(job: RunningJob) -> None:
     hang()
 
 
-@fault("lost", pool={"max_retries": 2, "retry_on": ("lost",)}, reruns=True)
-def kill_its_grandparent(job: RunningJob) -> None:
-    time.sleep(0.02)
+@fault(pool={"max_retries": 3, "retry_on": ("lost",)}, reruns=True)
+def kill_its_grandparent(job: RunningJob) -> float:
+    """Once: whoever is killed by each attempt is given up, and the pool with it."""
+    try:
+        Path(f"{job['diary']}.{job['x']}").touch(exist_ok=False)
+    except FileExistsError:
+        return own_value(job)
     os.kill(_parent_of(os.getppid()), signal.SIGKILL)
     hang()
 
@@ -257,19 +261,7 @@ def shut_all_channels(job: RunningJob) -> float:
     return own_value(job)
 
 
-@fault("crash", "timeout", limits={"job_timeout": 1.0})
-def overwrite_shared_pages(job: RunningJob) -> float:
-    """What the worker and the supervisor both map: the stamps, and where jobs are noted as begun."""
-    import mmap as module
-
-    for found in gc.get_objects():
-        if type(found) is module.mmap:
-            with contextlib.suppress(TypeError, ValueError):
-                found[: min(len(found), 64)] = b"\xff" * min(len(found), 64)
-    return own_value(job)
-
-
-@fault("crash")
+@fault()
 def forge_reports_for_others(job: RunningJob) -> float:
     """Well-formed results for jobs that it does not run, one of them unknown."""
     from robust_eval.processes import wire
@@ -283,7 +275,7 @@ def forge_reports_for_others(job: RunningJob) -> float:
     return own_value(job)
 
 
-@fault("crash")
+@fault()
 def announce_that_it_is_ready_again(job: RunningJob) -> float:
     from robust_eval.processes import wire
     from robust_eval.processes.worker import Worker

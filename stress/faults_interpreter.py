@@ -184,8 +184,9 @@ def replace_os_environ(job: RunningJob) -> float:
 @fault("exception", "crash", "invalid", "unpicklable")
 def replace_the_clock(job: RunningJob) -> float:
     """As a library that freezes time for tests does: in every module that has it."""
+    real = time.monotonic
     for module in list(sys.modules.values()):
-        if getattr(module, "monotonic", None) is time.monotonic:
+        if getattr(module, "monotonic", None) is real:
             module.monotonic = lambda: 1.0  # type: ignore[attr-defined]
     return own_value(job)
 

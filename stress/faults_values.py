@@ -8,7 +8,6 @@ import fractions
 import socket
 import sys
 import threading
-import types
 import weakref
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -233,29 +232,6 @@ def metadata_is_too_deep(job: RunningJob) -> Any:
     for _ in range(100_000):
         nested = [nested]
     return _with_metadata(job, nested)
-
-
-class _Imposter:
-    """Says of itself that it belongs to a module that is not there."""
-
-
-_Imposter.__module__ = "a_module_that_is_not_there"
-
-
-@fault("unpicklable", check=failed_with(message="result"))
-def metadata_is_of_no_module(job: RunningJob) -> Any:
-    module = types.ModuleType("a_module_that_is_not_there")
-    module._Imposter = _Imposter  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    try:
-        return _with_metadata(job, _ReducedThere())
-    finally:
-        del sys.modules[module.__name__]
-
-
-class _ReducedThere:
-    def __reduce__(self) -> Any:
-        return _Imposter, ()
 
 
 # -- what is raised

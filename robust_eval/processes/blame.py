@@ -44,7 +44,7 @@ def blame(error: BaseException, *, unwind: int, stop_requested: bool = True) -> 
     fields: dict[str, Any] = {
         "message": _bounded(str(error) if isinstance(error, Unpicklable) else describe_error(error)),
         "exception_type": _name(origin),
-        "traceback": tracebackdescribe_error(origin, unwind=unwind),
+        "traceback": traceback_text(origin, unwind=unwind),
         "exception": _proven(origin),
     }
     if isinstance(error, JobStop) and stop_requested:
@@ -75,7 +75,7 @@ def describe_error(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def tracebackdescribe_error(error: BaseException, *, unwind: int) -> str:
+def traceback_text(error: BaseException, *, unwind: int) -> str:
     """The traceback of an exception as bounded text, without its `unwind` topmost frames."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None and unwind > 0:

@@ -357,6 +357,11 @@ class Crew:
         template.end(_CLOSE_S)
         self._gone.append(template.close)
 
+    def go_on(self) -> None:
+        """Continue a template that a job has stopped: nobody else could fork or reap."""
+        if self._template is not None:
+            system.go_on_if_stopped(self._template.pid)
+
     def bury(self) -> None:
         """Reap what came to this process."""
         for worker_id, status, _left in self._undertaker.bury(monotonic()):

@@ -5,6 +5,7 @@ of the user's. The driver's orders and what happens to the crew become events fo
 done in `_perform`, and a turn ends with one batch of outcomes for the driver.
 """
 
+import contextlib
 import gc
 import os
 import select
@@ -70,6 +71,8 @@ class Shell:
         self._selector.register(driver.sock, selectors.EVENT_READ, self._on_driver)
         self._selector.register(driver_exit_fd, selectors.EVENT_READ, self._on_driver_gone)
         self._driver_exit_fd: int | None = driver_exit_fd
+        self._children_fd = system.tell_of_children()
+        self._selector.register(self._children_fd, selectors.EVENT_READ, self._on_children)
 
     def run(self) -> None:
         """Supervise until everything is settled and gone, or until the driver is."""
@@ -160,6 +163,12 @@ class Shell:
             if self._driver_exit_fd is not None:
                 self._selector.unregister(self._driver_exit_fd)
             self._events.append(ev.CloseRequested())
+
+    def _on_children(self) -> None:
+        """Something happened to a child; of ends the selector knows better, so that stops are what is looked for."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._children_fd, 1 << 16)
+        self._crew.go_on()
 
     def _on_submit(self, message: tuple[Any, ...]) -> None:
         fds = self._driver.frames.fds
@@ -266,6 +275,7 @@ def main(argv: list[str]) -> None:
     sock = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the standard library's signature
     system.forget_signals()
+    system.be_deaf()
     system.adopt_orphans()
     try:
         exit_fd = system.watch_exit(driver)

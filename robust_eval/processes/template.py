@@ -43,6 +43,7 @@ class Template:
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._load: Callable[[], Bundle]
         self._argv: list[str] = []
+        self._handlers: dict[int, Any] = {}
 
     def run(self) -> None:
         """Load, then serve the supervisor until it is gone."""
@@ -62,6 +63,7 @@ class Template:
         self._undertaker.spare(tree.children(os.getpid()))
         gc.collect()
         gc.freeze()
+        self._handlers = system.be_deaf()
         self._say({"ready": list(sys.version_info[:3])})
         while os.getppid() == self._supervisor:
             ready = {key.fd for key, _ in self._selector.select(self._undertaker.wait_s(monotonic()))}
@@ -107,6 +109,7 @@ class Template:
         """In the forked child: run the worker and never return."""
         code = 1
         try:
+            system.hear_again(self._handlers)
             template = os.getppid()
             os.setsid()
             system.die_with(template)

@@ -183,8 +183,7 @@ class Worker:
         was_long = ended_at - begun_at > _LONG_JOB_S
         # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
         left = left or (was_long and not system.adopts_orphans())
-        changed = self._baseline.changed() or (self._baseline.changed_thoroughly() if was_long else None)
-        leaving = last or changed is not None
+        leaving = last or self._baseline.is_changed(thoroughly=was_long)
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
         self._send(wire.RESULT, (flags, failure), parcel, job_id, (begun_at, ended_at, peak_bytes))
         if left:
@@ -203,7 +202,7 @@ class Worker:
             finally:
                 self._in_user_code = False
         except BaseException as error:  # noqa: BLE001 - around the user's function
-            blamed = blame(error, unwind=3)
+            blamed = blame(error, unwind=3, stop_requested=self.stop_requested())
             return _KINDS[blamed.kind], pack_plain(blamed.fields)
         return 0, parcel
 
@@ -214,7 +213,10 @@ class Worker:
             raise
         except BaseException as error:  # the user's __setstate__, which may raise SystemExit
             raise Unpicklable("configuration", error) from error
-        result = runner(arguments, self)
+        try:
+            result = runner(arguments, self)
+        finally:
+            self._baseline.restore_builtins()
         del arguments
         try:
             parcel = pack(result)
@@ -361,7 +363,7 @@ def children() -> frozenset[int]:
     """The living children of this process; the dead ones are reaped. Costs 2 us where there are none."""
     try:
         os.waitid(os.P_ALL, 0, _ANY_CHILD)
-        while os.waitpid(-1, os.WNOHANG)[0]:
+        while os.waitpid(-1, os.WNOHANG | _WALL)[0]:
             pass
     except ChildProcessError:
         return frozenset()
