@@ -5,6 +5,7 @@ import gc
 import hashlib
 import locale
 import os
+import re
 import resource
 import signal
 import sys
@@ -25,8 +26,7 @@ def worker_state() -> str:
 
 
 def _of_the_process() -> dict[str, object]:
-    umask = os.umask(0)
-    os.umask(umask)
+    (umask,) = re.findall(r"Umask:\s+(\d+)", Path("/proc/self/status").read_text())
     # A supervisor that follows a dead one marks its own with a name of its own.
     environment = sorted(item for item in os.environ.items() if item[0] != COOKIE)
     return {

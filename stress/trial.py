@@ -107,8 +107,8 @@ class Trial:
         """Each has its own right result and met an untouched worker."""
         wrong = {x: job for job in self.innocent if job.objective != 2.0 * (x := job.config["x"])}
         assert not wrong, {x: job.failure and job.failure.render() or job.objective for x, job in wrong.items()}
-        met = {job.metadata["met"] for job in self.innocent}
-        assert len(met) == 1, "\n".join(met)
+        met = {job.metadata["met"] for job in self.innocent} if self._is_pool else set()
+        assert len(met) <= 1, "\n".join(met)
 
     def _judge_guilty(self, job: Job) -> None:
         """It is reported with the right kind, or delivers its value where nothing else is the matter."""
