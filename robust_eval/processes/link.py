@@ -13,7 +13,7 @@ from typing import Any
 from robust_eval.processes import system, wire
 from robust_eval.processes.orders import SETTLED, TOLD
 
-_MESSAGE_BYTES = 1 << 16
+_MESSAGE_BYTES = 1 << 17
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 _TAIL_BYTES = 1 << 15
 
@@ -130,8 +130,10 @@ class TemplateLink:
         if descriptor_limit is not None:
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, descriptor_limit)
         self.exit_fd = system.watch_exit(self._process.pid)
+        init_fd = system.file_of(json.dumps(init).encode())  # a command line may be longer than any message
         with contextlib.suppress(OSError):  # it is dead already, and its exit will tell
-            self.sock.sendmsg([json.dumps(init).encode()], wire.rights([bundle_fd]))
+            self.sock.sendmsg([b"{}"], wire.rights([bundle_fd, init_fd]))
+        os.close(init_fd)
 
     @property
     def pid(self) -> int:

@@ -55,6 +55,18 @@ def memory_file(size: int) -> int:
     return fd
 
 
+def file_of(content: bytes) -> int:
+    """A descriptor of memory that holds this."""
+    fd = memory_file(len(content))
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+def content_of(fd: int) -> bytes:
+    """What `file_of` put there."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
 def map_privately(fd: int, size: int) -> memoryview:
     """The content of a memory file, mapped copy-on-write. The mapping lives as long as anything that points into it.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 1 << 16
 _MOST_FDS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _MOST_FDS)
-_LAST_WORDS_BYTES = 1 << 15
+_LAST_WORDS_CHARS = 1 << 14  # of which JSON makes six times as many at most
 
 
 class Template:
@@ -49,12 +49,12 @@ class Template:
         """Load, then serve the supervisor until it is gone."""
         system.die_with(self._supervisor)
         system.adopt_orphans()
-        message, fds = self._receive()
+        _, (bundle_fd, init_fd) = self._receive()
         try:
-            self._prepare(message, fds[0])
+            self._prepare(bundle_fd, init_fd)
         except BaseException as error:  # noqa: BLE001 - the user's imports raise anything
             text = traceback_text(error, unwind=0)
-            self._say({"failed": text[-_LAST_WORDS_BYTES:]})
+            self._say({"failed": text[-_LAST_WORDS_CHARS:]})
             return
         system.outlive_parent()
         self._selector.register(self._control, selectors.EVENT_READ)
@@ -74,15 +74,18 @@ class Template:
                 break
         self._undertaker.kill_all()
 
-    def _prepare(self, message: dict[str, Any], bundle_fd: int) -> None:
+    def _prepare(self, bundle_fd: int, init_fd: int) -> None:
         """Import and load what the workers need before the first of them is forked."""
+        message = json.loads(system.content_of(init_fd))
         sys.argv = message["sys_argv"]
         for name in message["preload"]:
             import_module(name)
         if message["start_method"] == "spawn":
-            os.set_inheritable(bundle_fd, True)  # noqa: FBT003 - the standard library's signature
-            self._argv = [*message["argv"], str(bundle_fd), json.dumps([message["version"], message["sys_argv"]])]
+            for fd in (bundle_fd, init_fd):
+                os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's signature
+            self._argv = [*message["argv"], str(bundle_fd), str(init_fd)]
             return
+        os.close(init_fd)
         bundle = loading.load_bundle(bundle_fd, message["version"])
         loading.refuse_cuda()
         loading.share_main(bundle)
