@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from robust_eval import RunningJob
-from stress import faults_attacks, faults_data, faults_ending, faults_interpreter, faults_memory, faults_traces, faults_values
+from stress import (
+    faults_attacks,
+    faults_data,
+    faults_ending,
+    faults_interpreter,
+    faults_memory,
+    faults_traces,
+    faults_values,
+)
 from stress.fault import CATALOGUE, Fault, own_value
 from stress.state import worker_state
 

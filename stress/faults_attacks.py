@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from robust_eval import RunningJob
 from stress.fault import failed_with, fault, own_value
@@ -237,7 +236,7 @@ def pass_on_a_huge_environment(job: RunningJob) -> None:
 # -- channels
 
 
-@fault(pool={"max_retries": 3, "retry_on": ("crash", "lost")}, reruns=True)
+@fault(pool={"max_retries": 3, "retry_on": ("crash", "lost"), "start_timeout": 8.0}, reruns=True)
 def read_all_descriptors(job: RunningJob) -> float:
     """What lies in its inbox are the jobs after it."""
     for fd in _sockets():
@@ -301,5 +300,3 @@ def write_a_false_end_of_its_output(job: RunningJob) -> float:
     (worker,) = (found for found in gc.get_objects() if type(found) is Worker)
     os.write(1, worker._marker + b"\0" * 8)
     return own_value(job)
-
-

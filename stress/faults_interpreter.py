@@ -27,7 +27,7 @@ _LONGER_THAN_A_BLINK_S = 0.002
 
 
 def _refuse(*_args: object, **_kwargs: object) -> Any:
-    raise OSError("not any more")  # noqa: EM101
+    raise OSError("not any more")
 
 
 @fault()
@@ -177,7 +177,7 @@ def delete_stdout(job: RunningJob) -> float:
 
 @fault()
 def replace_os_environ(job: RunningJob) -> float:
-    os.environ = {}  # type: ignore[assignment]
+    os.environ = {}  # type: ignore[assignment] # noqa: B003 - that is the fault
     return own_value(job)
 
 

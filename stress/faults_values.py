@@ -132,7 +132,7 @@ class _Thorny:
     """Whatever is asked of it raises."""
 
     def _raise(self, *_: object) -> NoReturn:
-        raise ValueError("thorn")  # noqa: EM101
+        raise ValueError("thorn")
 
     __eq__ = __lt__ = __bool__ = __float__ = __len__ = __iter__ = __repr__ = __str__ = _raise  # type: ignore[assignment]
     __index__ = __contains__ = __getitem__ = __format__ = __int__ = __complex__ = __hash__ = _raise  # type: ignore[assignment]
@@ -150,7 +150,7 @@ def objective_raises_whatever_is_asked(job: RunningJob) -> Any:
 
 class _ThornyFloat(float):
     def _raise(self, *_: object) -> NoReturn:
-        raise ValueError("thorn")  # noqa: EM101
+        raise ValueError("thorn")
 
     __float__ = __eq__ = __sub__ = __repr__ = __bool__ = __reduce__ = __reduce_ex__ = _raise  # type: ignore[assignment]
     __hash__ = None  # type: ignore[assignment]
@@ -177,7 +177,7 @@ def result_is_a_float_that_hangs(job: RunningJob) -> Any:
 class _LiesAboutItsClass:
     @property
     def __class__(self) -> Any:  # type: ignore[override]
-        raise ValueError("no class")  # noqa: EM101
+        raise ValueError("no class")
 
 
 @fault("invalid", "exception", local=True)
@@ -187,7 +187,7 @@ def result_lies_about_its_class(job: RunningJob) -> Any:
 
 class _ThornyDict(dict[str, Any]):
     def _raise(self, *_: object) -> NoReturn:
-        raise ValueError("thorn")  # noqa: EM101
+        raise ValueError("thorn")
 
     __iter__ = keys = items = values = __contains__ = get = __getitem__ = _raise  # type: ignore[assignment]
 
@@ -199,7 +199,7 @@ def result_is_a_dict_that_raises(job: RunningJob) -> Any:
 
 class _ThornyMapping(collections.UserDict[str, Any]):
     def __iter__(self) -> Iterator[str]:
-        raise ValueError("thorn")  # noqa: EM101
+        raise ValueError("thorn")
 
 
 @fault("invalid", "exception", local=True)

@@ -46,7 +46,9 @@ def test_a_sample_of_the_catalogue(name: str, start_method: str, tmp_path: Path)
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("name", "method"), random.Random(SEED).sample([(n, m) for n in LOCAL for m in LOCAL_METHODS], 6))
+@pytest.mark.parametrize(
+    ("name", "method"), random.Random(SEED).sample([(n, m) for n in LOCAL for m in LOCAL_METHODS], 6)
+)
 def test_a_sample_of_what_every_method_reports_alike(name: str, method: str, tmp_path: Path):
     """As above."""
     hold_against(CATALOGUE[name], tmp_path, method=method)

@@ -67,7 +67,9 @@ class Trial:
     def _round(self, evaluator: Evaluator, jobs: int, guilty: tuple[int, ...]) -> None:
         first, self._count = self._count, self._count + jobs
         wicked = {first + number for number in guilty}
-        configs = [configuration(x, self._diary, self._fault if x in wicked else None) for x in range(first, first + jobs)]
+        configs = [
+            configuration(x, self._diary, self._fault if x in wicked else None) for x in range(first, first + jobs)
+        ]
         evaluator.submit(configs, **self._limits())
         with patience(evaluator) as lost:
             settled = evaluator.gather("ALL")
@@ -106,7 +108,7 @@ class Trial:
     def _judge_innocent(self) -> None:
         """Each has its own right result and met an untouched worker."""
         wrong = {x: job for job in self.innocent if job.objective != 2.0 * (x := job.config["x"])}
-        assert not wrong, {x: job.failure and job.failure.render() or job.objective for x, job in wrong.items()}
+        assert not wrong, {x: (job.failure and job.failure.render()) or job.objective for x, job in wrong.items()}
         met = {job.metadata["met"] for job in self.innocent} if self._is_pool else set()
         assert len(met) <= 1, "\n".join(met)
 

@@ -139,6 +139,7 @@ def test_what_a_job_changed_is_named(name: str, change: Callable[[], Any]):
 @pytest.mark.parametrize(("name", "change"), THOROUGH, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_takes_a_closer_look_is_named_then(name: str, change: Callable[[], Any]):
     """The quick look does not see it and the thorough one does."""
+
     def look() -> tuple[str | None, str | None, str | None]:
         baseline = Baseline()
         before = baseline.changed_thoroughly()
@@ -187,7 +188,7 @@ def test_a_pipe_that_does_not_block_any_more_is_noticed():
 
 
 def replace_environ() -> None:
-    os.environ = {}  # type: ignore[assignment]
+    os.environ = {}  # type: ignore[assignment] # noqa: B003 - that is the fault
 
 
 class Jealous:
@@ -200,7 +201,7 @@ class Jealous:
 
 
 SPOILS: dict[str, Callable[[], Any]] = {
-    "stdout_detached": lambda: sys.stdout.detach(),
+    "stdout_detached": sys.stdout.detach,
     "stdout_deleted": lambda: delattr(sys, "stdout"),
     "environ_replaced": replace_environ,
     "hook_that_cannot_be_compared": lambda: setattr(sys, "excepthook", Jealous()),
@@ -235,7 +236,7 @@ def test_builtins_come_back_and_count_as_a_change():
 
 
 def test_a_watchdog_left_armed_is_called_off():
-    """faulthandler would end the process in the middle of another job."""
+    """A watchdog of faulthandler would end the process in the middle of another job."""
 
     def look() -> str:
         faulthandler.dump_traceback_later(0.05, exit=True)

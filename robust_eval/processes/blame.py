@@ -22,7 +22,9 @@ class Unpicklable(Exception):
     """The job's configuration or result cannot cross the process boundary."""
 
     def __init__(self, what: str, error: BaseException) -> None:
-        super().__init__(f"the {what} cannot be {'un' if what == 'configuration' else ''}pickled: {describe_error(error)}")
+        super().__init__(
+            f"the {what} cannot be {'un' if what == 'configuration' else ''}pickled: {describe_error(error)}"
+        )
 
 
 class Blame(NamedTuple):

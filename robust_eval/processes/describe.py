@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from robust_eval.processes.crew import Finished
 from robust_eval.processes.parcel import Parcel
-from robust_eval.processes.port import ExitInfo
+from robust_eval.processes.port import ExitInfo, Finished
 from robust_eval.supervision.actions import Outcome
 
 

@@ -43,7 +43,15 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
     getattr(resource, name)
-    for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_STACK")
+    for name in (
+        "RLIMIT_AS",
+        "RLIMIT_CPU",
+        "RLIMIT_DATA",
+        "RLIMIT_FSIZE",
+        "RLIMIT_NOFILE",
+        "RLIMIT_NPROC",
+        "RLIMIT_STACK",
+    )
 )
 _STATE_WORDS = 624
 _RANDOM_INDEX_OFFSET = 16
@@ -146,9 +154,7 @@ class Baseline:
             "warnings": _raising_warnings,
             "locale": lambda: setlocale(_ALL_CATEGORIES),
             "start method": _start_method,
-            "modules": lambda: (
-                len(sys.modules) >= modules and len(sys.path) >= path and len(sys.meta_path) >= finders
-            ),
+            "modules": lambda: len(sys.modules) >= modules and len(sys.path) >= path and len(sys.meta_path) >= finders,
             "resource limits": lambda: list(map(getrlimit, _HARMFUL_LIMITS)),
             "user": _user,
             "scheduling": _scheduling,
@@ -167,7 +173,7 @@ class Baseline:
 
     def restore_builtins(self) -> None:
         """Undo what the job did to `len` and its kind, without which nothing here runs; the worker is then replaced."""
-        if _BUILTINS != self._builtins:
+        if self._builtins != _BUILTINS:
             self._spoiled = True
             _BUILTINS.clear()
             _BUILTINS.update(self._builtins)

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from robust_eval.processes import system, wire
-from robust_eval.processes.orders import SETTLED, TOLD
+from robust_eval.processes.orders import NOTICED, SETTLED, TOLD
 
 _MESSAGE_BYTES = 1 << 17
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
@@ -46,6 +46,10 @@ class DriverLink:
     def tell(self, stats: dict[str, Any]) -> None:
         """Answer the driver's question."""
         self._out.append((memoryview(wire.frame((TOLD, stats))), []))
+
+    def notice(self, message: str, fields: dict[str, Any]) -> None:
+        """Have the driver log something that went wrong here."""
+        self._out.append((memoryview(wire.frame((NOTICED, message, fields))), []))
 
     def drain(self) -> None:
         """Write as much as the channel takes."""

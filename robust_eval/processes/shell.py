@@ -19,12 +19,14 @@ from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import orders, system, tree, wire
-from robust_eval.processes.crew import Crew, Finished, Settings
+from robust_eval.processes.crew import Crew
 from robust_eval.processes.describe import describe
 from robust_eval.processes.health import Health
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
 from robust_eval.processes.link import DriverLink
 from robust_eval.processes.parcel import Parcel, discard, store
+from robust_eval.processes.port import Finished
+from robust_eval.processes.settings import Settings
 from robust_eval.supervision import actions as act
 from robust_eval.supervision import events as ev
 from robust_eval.supervision.policy import Policy
@@ -115,6 +117,8 @@ class Shell:
             if not self._events:
                 break
         self._crew.close_gone()
+        while self._crew.notices:
+            self._driver.notice(*self._crew.notices.pop(0))
         self._driver.flush()
 
     def _wait_s(self) -> float | None:

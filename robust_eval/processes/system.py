@@ -152,7 +152,7 @@ def be_deaf() -> dict[int, Any]:
     Returns:
         What handled them before, for `hear_again`.
     """
-    before = {number: signal.getsignal(number) for number in _POLITE}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _POLITE}
     heard = {number: handler for number, handler in before.items() if handler is not None}
     for number in heard:
         signal.signal(number, _pass_by)
