@@ -90,7 +90,7 @@ def kill_its_grandparent(job: RunningJob) -> float:
     except FileExistsError:
         return own_value(job)
     os.kill(_parent_of(os.getppid()), signal.SIGKILL)
-    hang()
+    return hang()
 
 
 @fault(pool={"max_retries": 9, "retry_on": ("crash",)}, reruns=True)
@@ -114,12 +114,12 @@ def terminate_its_group(job: RunningJob) -> None:
 
 @fault("crash", "timeout", limits={"job_timeout": 5.0}, check=failed_with(exit_code=4))
 def become_another_program(job: RunningJob) -> None:
-    os.execv("/bin/sh", ["sh", "-c", "exit 4"])
+    os.execv("/bin/sh", ["sh", "-c", "exit 4"])  # noqa: S606 - that is the fault
 
 
 @fault("timeout")
 def become_another_program_that_hangs(job: RunningJob) -> None:
-    os.execv("/bin/sleep", ["sleep", "3600"])
+    os.execv("/bin/sleep", ["sleep", "3600"])  # noqa: S606 - that is the fault
 
 
 @fault("crash", check=failed_with(exit_code=0))

@@ -287,7 +287,7 @@ def exception_raises_whatever_is_asked(job: RunningJob) -> None:
 
 
 class _HangsInText(Exception):
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # noqa: PLE0307 - it does not return at all
         hang()
 
 

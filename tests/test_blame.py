@@ -259,3 +259,18 @@ def test_an_exception_that_exits_on_its_way_back_is_left_out():
     assert rebuilt(pack_plain(Exiting())) is None
     with pytest.raises(KeyboardInterrupt):
         rebuilt(pack_plain(Interrupting()))
+
+
+class Thorny(Exception):
+    """Raises whatever it is asked, its class included."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit
+
+
+def test_an_exception_that_cannot_be_looked_at_is_told_as_such():
+    """Not even `isinstance` works on it."""
+    error = Thorny()
+    kind, fields = blame(error, unwind=0)
+    assert kind == "exception"
+    assert "cannot be described" in fields["message"]

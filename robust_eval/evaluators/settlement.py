@@ -69,7 +69,7 @@ class Settling:
                 budget, objective = unpack(value)
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # noqa: BLE001 - the user's own objects
+            except BaseException:  # noqa: BLE001, S112 - the user's own objects; without it the job is as it is
                 continue
             job.recorded.append((budget, objective))
 

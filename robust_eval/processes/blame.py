@@ -42,6 +42,14 @@ def blame(error: BaseException, *, unwind: int, stop_requested: bool = True) -> 
         unwind: how many frames of ours at the top of its traceback are left out.
         stop_requested: whether the job was asked to stop; a `JobStop` is the user's own where it was not.
     """
+    try:
+        return _blame(error, unwind, stop_requested=stop_requested)
+    except BaseException as second:  # noqa: BLE001 - the user's class, asked for its name or for anything else
+        message = f"an exception that cannot be described: asked for what it is, it raised {describe_error(second)}"
+        return Blame("exception", {"message": message})
+
+
+def _blame(error: BaseException, unwind: int, *, stop_requested: bool) -> Blame:
     origin = error.__cause__ if isinstance(error, Unpicklable) and error.__cause__ is not None else error
     fields: dict[str, Any] = {
         "message": _bounded(str(error) if isinstance(error, Unpicklable) else describe_error(error)),
