@@ -98,6 +98,14 @@ class Failure:
         Returns:
             The failure, which carries the exception.
         """
+        try:
+            return cls._describing(error, attempts, duration)
+        except BaseException as second:  # noqa: BLE001 - the user's metaclass and attributes, asked for a name or text
+            said = f"an exception that cannot be described: asked for its name or text it raised {type(second)}"
+            return cls("exception", said, attempts=attempts, duration=duration)
+
+    @classmethod
+    def _describing(cls, error: BaseException, attempts: int, duration: float | None) -> Failure:
         name = type(error).__qualname__
         module = type(error).__module__
         common: dict[str, Any] = {"attempts": attempts, "duration": duration}

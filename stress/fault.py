@@ -27,6 +27,9 @@ class Fault:
         config: makes what its configuration carries beyond the usual.
         check: looks at the guilty job in the driver; raises AssertionError.
         heavy: takes seconds or hundreds of megabytes.
+        local: does no harm to the process that it runs in, so that every method must report it alike.
+        pool: arguments that the evaluator needs to keep its promises under it.
+        reruns: it costs other jobs their attempts, so that these are tried again.
     """
 
     name: str
@@ -36,6 +39,9 @@ class Fault:
     config: Callable[[], Mapping[str, Any]] = dict
     check: Callable[[Job], None] | None = None
     heavy: bool = False
+    local: bool = False
+    pool: Mapping[str, Any] = field(default_factory=dict)
+    reruns: bool = False
 
 
 CATALOGUE: dict[str, Fault] = {}
@@ -46,15 +52,23 @@ def fault(
     limits: Mapping[str, Any] | None = None,
     config: Callable[[], Mapping[str, Any]] = dict,
     check: Callable[[Job], None] | None = None,
-    heavy: bool = False,
+    **marks: Any,
 ) -> Callable[[Run], Run]:
-    """Put a function into the catalogue; a `timeout` alone brings a short `job_timeout` with it."""
+    """Put a function into the catalogue; a `timeout` alone brings a short `job_timeout` with it.
+
+    Args:
+        *kinds: as in `Fault`, and so are the others.
+        limits: beyond those that come with the kind.
+        config: see there.
+        check: see there.
+        **marks: the other fields of `Fault`.
+    """
     limited = {"job_timeout": HANG_TIMEOUT_S} if kinds == ("timeout",) else {}
     limited |= {"memory_limit": MEMORY_LIMIT} if kinds == ("memory",) else {}
 
     def register(run: Run) -> Run:
         name = run.__name__
-        CATALOGUE[name] = Fault(name, run, kinds, limited | dict(limits or {}), config, check, heavy)
+        CATALOGUE[name] = Fault(name, run, kinds, limited | dict(limits or {}), config, check, **marks)
         return run
 
     return register

@@ -4,23 +4,26 @@
 names, an innocent one leaves a line in a file, so that double runs show, and says what state it found its worker in.
 """
 
-import gc
-import hashlib
 import os
-import resource
-import signal
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from robust_eval import RunningJob
-from stress import faults_data, faults_ending, faults_traces
+from stress import (
+    faults_attacks,
+    faults_data,
+    faults_ending,
+    faults_interpreter,
+    faults_memory,
+    faults_traces,
+    faults_values,
+)
 from stress.fault import CATALOGUE, Fault, own_value
+from stress.state import worker_state
 
 __all__ = ["CATALOGUE", "ENTRIES", "Fault", "behave", "configuration"]
 
-ENTRIES = (faults_ending, faults_data, faults_traces)
+ENTRIES = (faults_ending, faults_values, faults_data, faults_memory, faults_traces, faults_interpreter, faults_attacks)
 
 
 def configuration(x: int, diary: Path, fault: Fault | None = None) -> dict[str, Any]:
@@ -44,31 +47,3 @@ def behave(job: RunningJob) -> Any:
     if job["fault"] is not None:
         return CATALOGUE[job["fault"]].run(job)
     return {"objective": own_value(job), "metadata": {"met": worker_state()}}
-
-
-def worker_state() -> str:
-    """What a job must find as its predecessors found it, in one line."""
-    umask = os.umask(0)
-    os.umask(umask)
-    environment = hashlib.sha256(repr(sorted(os.environ.items())).encode()).hexdigest()
-    handlers = [signal.getsignal(n) in {signal.SIG_DFL, signal.SIG_IGN} for n in signal.valid_signals()]
-    found = (
-        os.getcwd(),  # noqa: PTH109
-        environment[:8],
-        umask,
-        handlers,
-        signal.pthread_sigmask(signal.SIG_BLOCK, ()),
-        signal.getitimer(signal.ITIMER_REAL),
-        resource.getrlimit(resource.RLIMIT_NOFILE),
-        resource.getrlimit(resource.RLIMIT_CORE),
-        os.getpriority(os.PRIO_PROCESS, 0),
-        threading.active_count(),
-        gc.isenabled(),
-        sys.getrecursionlimit(),
-        type(sys.gettrace()),
-        sys.stdout.closed,
-        sys.stderr.closed,
-        type(sys.stdout).__name__,
-        all(Path(f"/proc/self/fd/{fd}").exists() for fd in range(3)),
-    )
-    return repr(found)

@@ -1,22 +1,17 @@
 """Jobs whose configuration, result, exception or output is a problem, and jobs that eat memory."""
 
-import mmap
 import os
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from robust_eval import Job, RunningJob
-from stress.fault import MEMORY_LIMIT, failed_with, fault, own_value
+from stress.fault import failed_with, fault, own_value
 from stress.faults_ending import hang
 
-_MIB = 2**20
-_GREED_BYTES = 4 * 2**30
-_TOLERANCE_BYTES = max(MEMORY_LIMIT // 10, 64 * _MIB)
 _FLOOD = b"x" * 79 + b"\n"
 _FLOOD_BYTES = 50_000_000
 _TAIL_BYTES = 1 << 16
@@ -96,12 +91,12 @@ def result_hangs(job: RunningJob) -> Any:
     return _with_metadata(job, Poison("hang", spared_pid=0))
 
 
-@fault("invalid", check=failed_with(value_repr="nan"))
+@fault("invalid", check=failed_with(value_repr="nan"), local=True)
 def result_is_nan(job: RunningJob) -> float:
     return float("nan")
 
 
-@fault("invalid", check=failed_with(value_repr="object at"))
+@fault("invalid", check=failed_with(value_repr="object at"), local=True)
 def result_is_no_result(job: RunningJob) -> object:
     return object()
 
@@ -154,23 +149,23 @@ class _ExitsInReduce(Exception):
         os._exit(7)
 
 
-@fault("exception", check=failed_with(exception_type="_HoldsALock", message="holds a lock", exception=None))
+@fault("exception", check=failed_with(exception_type="_HoldsALock", message="holds a lock", exception=None), local=True)
 def exception_does_not_pickle(job: RunningJob) -> None:
     raise _HoldsALock
 
 
-@fault("exception", check=failed_with(exception_type="_NeedsTwo", message="one and two", exception=None))
+@fault("exception", check=failed_with(exception_type="_NeedsTwo", message="one and two", exception=None), local=True)
 def exception_does_not_unpickle(job: RunningJob) -> None:
     first = "one"
     raise _NeedsTwo(first, "two")
 
 
-@fault("exception", check=failed_with(exception_type="_HasNoText", message="__str__"))
+@fault("exception", check=failed_with(exception_type="_HasNoText", message="__str__"), local=True)
 def exception_has_no_text(job: RunningJob) -> None:
     raise _HasNoText
 
 
-@fault("exception", check=failed_with(exception_type="_CannotBeReduced", message="here"))
+@fault("exception", check=failed_with(exception_type="_CannotBeReduced", message="here"), local=True)
 def exception_raises_in_reduce(job: RunningJob) -> None:
     message = "here"
     raise _CannotBeReduced(message)
@@ -181,7 +176,7 @@ def exception_exits_in_reduce(job: RunningJob) -> None:
     raise _ExitsInReduce
 
 
-@fault("exception", check=failed_with(exception_type="KeyError"))
+@fault("exception", check=failed_with(exception_type="KeyError"), local=True)
 def exception_with_a_thousand_causes(job: RunningJob) -> None:
     error: Exception = ValueError()
     for _ in range(1000):
@@ -191,20 +186,20 @@ def exception_with_a_thousand_causes(job: RunningJob) -> None:
     raise error
 
 
-@fault("exception", check=failed_with(exception_type="KeyError"))
+@fault("exception", check=failed_with(exception_type="KeyError"), local=True)
 def exception_that_is_its_own_cause(job: RunningJob) -> None:
     first, second = KeyError("first"), KeyError("second")
     first.__cause__, second.__cause__ = second, first
     raise first
 
 
-@fault("exception", check=failed_with(exception_type="ExceptionGroup"))
+@fault("exception", check=failed_with(exception_type="ExceptionGroup"), local=True)
 def exception_group(job: RunningJob) -> None:
     message = "several"
     raise ExceptionGroup(message, [ValueError(number) for number in range(100)])
 
 
-@fault("exception", check=failed_with(exception_type="ValueError"))
+@fault("exception", check=failed_with(exception_type="ValueError"), local=True)
 def exception_of_a_million_lines(job: RunningJob) -> None:
     raise ValueError("line\n" * 1_000_000)
 
@@ -228,6 +223,17 @@ def result_of_a_hundred_megabytes(job: RunningJob) -> Any:
 @fault(config=lambda: {"array": np.ones(10_000_000, dtype=np.uint8)})
 def configuration_of_ten_megabytes(job: RunningJob) -> float:
     return own_value(job) + float(job["array"].sum()) - 10_000_000.0
+
+
+def _gibibyte_came_whole(job: Job) -> None:
+    extra = job.metadata.pop("extra")
+    assert extra.nbytes == 2**30
+    assert extra[-1] == 7
+
+
+@fault(check=_gibibyte_came_whole, heavy=True)
+def result_of_a_gibibyte(job: RunningJob) -> Any:
+    return _with_metadata(job, np.full(2**30, 7, dtype=np.uint8))
 
 
 # -- output
@@ -264,75 +270,3 @@ def print_without_end(job: RunningJob) -> None:
 def print_what_is_not_text(job: RunningJob) -> None:
     os.write(1, b"\xff\xfe\0")
     raise ValueError
-
-
-# -- memory
-
-
-def _was_caught_in_time(job: Job) -> None:
-    failure = job.failure
-    assert failure is not None
-    assert failure.acted == "memory_limit"
-    assert failure.memory_limit == MEMORY_LIMIT
-    assert failure.peak_memory is not None
-    over = failure.peak_memory - MEMORY_LIMIT
-    assert 0 < over <= _TOLERANCE_BYTES, f"caught {over / _MIB:.0f} MiB over the limit"
-
-
-def eat(size: int) -> None:
-    """Touch every page of so much memory, as fast as it goes, and keep it."""
-    hoard = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    page = bytes(_MIB)
-    while hoard.write(page) and hoard.tell() < size:
-        pass
-    hang()
-
-
-@fault("memory", check=_was_caught_in_time, heavy=True)
-def eat_memory_with_bytes(job: RunningJob) -> None:
-    hoard = bytearray()
-    while len(hoard) < _GREED_BYTES:
-        hoard += bytes(16 * _MIB)
-    hang()
-
-
-@fault("memory", check=_was_caught_in_time, heavy=True)
-def eat_memory_with_numpy(job: RunningJob) -> None:
-    hoard = [np.ones(4 * _MIB, dtype=np.uint8) for _ in range(_GREED_BYTES // (4 * _MIB))]
-    hang()
-    del hoard
-
-
-@fault("memory", check=_was_caught_in_time, heavy=True)
-def eat_memory_with_one_array(job: RunningJob) -> None:
-    hoard = np.ones(_GREED_BYTES, dtype=np.uint8)
-    hang()
-    del hoard
-
-
-@fault("memory", check=_was_caught_in_time, heavy=True)
-def eat_memory_in_a_child(job: RunningJob) -> None:
-    if os.fork() == 0:
-        eat(_GREED_BYTES)
-    os.wait()
-
-
-@fault("memory", check=_was_caught_in_time, heavy=True)
-def eat_memory_in_eight_children(job: RunningJob) -> None:
-    for _ in range(8):
-        if os.fork() == 0:
-            eat(_GREED_BYTES // 8)
-    os.wait()
-
-
-@fault("memory", check=_was_caught_in_time, heavy=True)
-def eat_memory_slowly(job: RunningJob) -> None:
-    hoard = []
-    while len(hoard) < _GREED_BYTES // (8 * _MIB):
-        hoard.append(np.ones(8 * _MIB, dtype=np.uint8))
-        time.sleep(0.01)
-
-
-@fault("memory", check=failed_with(acted="MemoryError"))
-def raise_memory_error(job: RunningJob) -> None:
-    raise MemoryError

@@ -58,7 +58,7 @@ def hang_deaf_to_polite_signals(job: RunningJob) -> None:
     hang()
 
 
-@fault("timeout", check=_NO_STACK)
+@fault("timeout")  # without a stack, unless a thread of a library has them not masked
 def hang_with_all_signals_masked(job: RunningJob) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     hang()
@@ -180,17 +180,17 @@ def overflow_the_c_stack(job: RunningJob) -> None:
     deeper(0)
 
 
-@fault("exception", check=failed_with(exception_type="RecursionError"))
+@fault("exception", check=failed_with(exception_type="RecursionError"), local=True)
 def recurse_without_end(job: RunningJob) -> float:
     return recurse_without_end(job)  # type: ignore[return-value]
 
 
-@fault("exception", check=failed_with(exception_type="SystemExit"))
+@fault("exception", check=failed_with(exception_type="SystemExit"), local=True)
 def sys_exit(job: RunningJob) -> None:
     sys.exit(3)
 
 
-@fault("exception", check=failed_with(exception_type="KeyboardInterrupt"))
+@fault("exception", check=failed_with(exception_type="KeyboardInterrupt"), local=True)
 def keyboard_interrupt(job: RunningJob) -> None:
     raise KeyboardInterrupt
 
@@ -202,6 +202,6 @@ def interrupt_itself(job: RunningJob) -> None:
         hang()
 
 
-@fault("exception", check=failed_with(exception_type="GeneratorExit"))
+@fault("exception", check=failed_with(exception_type="GeneratorExit"), local=True)
 def generator_exit(job: RunningJob) -> None:
     raise GeneratorExit

@@ -52,7 +52,7 @@ class Leftovers:
         while found and time.monotonic() < ends_at:
             time.sleep(_STEP_S)  # nobody tells of a segment's end
             found &= _segments()
-        return found
+        return found - _in_use()
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
@@ -96,6 +96,18 @@ def open_descriptors() -> set[tuple[str, str]]:
 
 def _segments() -> set[str]:
     return {entry.name for entry in Path("/dev/shm").iterdir()}
+
+
+def _in_use() -> set[str]:
+    """The segments that a living process maps: not ours, since none of ours is left or it is found by itself."""
+    found: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            maps = (process / "maps").read_text(errors="replace")
+        except OSError:
+            continue
+        found.update(line.rpartition("/dev/shm/")[2] for line in maps.splitlines() if "/dev/shm/" in line)
+    return found
 
 
 def _named(process: psutil.Process) -> str:

@@ -4,13 +4,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from robust_eval import ProcessPoolEvaluator
+from robust_eval import Evaluator
 
 PATIENCE_S = 30.0
 
 
 @contextmanager
-def patience(evaluator: ProcessPoolEvaluator) -> Iterator[threading.Event]:
+def patience(evaluator: Evaluator) -> Iterator[threading.Event]:
     """When nothing has settled for so long, close the evaluator: what is left settles as `cancelled`.
 
     Yields:

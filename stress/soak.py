@@ -21,15 +21,13 @@ from typing import Any
 from robust_eval import Job, ProcessPoolEvaluator
 from stress.fault import Fault
 from stress.faults import CATALOGUE, behave, configuration
-from stress.leftovers import Leftovers, marked_environment, open_descriptors
-from stress.patience import PATIENCE_S, patience
+from stress.leftovers import Leftovers, marked_environment
+from stress.patience import patience
+from stress.sizes import MOST_GROWTH_BYTES, sizes
 
 WAVE = 500
 TIMEOUT_S = 0.2
 WARM_UP = 0.2
-# What CPython's arenas and glibc's heap keep of their largest moment, twice a wave of payloads: 2 to 4 MiB however long
-# the soak is. The bound is twice that, so that in a soak of 100,000 jobs a leak of one small object a job is over it.
-MOST_GROWTH_BYTES = 8 * 2**20
 TOO_COSTLY = frozenset({
     "exception_of_a_hundred_megabytes",
     "exception_of_a_million_lines",
@@ -41,7 +39,6 @@ TOO_COSTLY = frozenset({
 })  # fmt: skip
 _PADDING_BYTES = 200_000
 _LINE_EVERY_S = 2.0
-_STEP_S = 0.01
 
 FAULTS = tuple(fault for name, fault in sorted(CATALOGUE.items()) if not fault.heavy and name not in TOO_COSTLY)
 
@@ -166,9 +163,9 @@ class Soak:
                     self._gather(evaluator, WAVE)
                 if before is None and number >= WARM_UP * self._jobs:
                     self._gather(evaluator, 0)
-                    before = self._measure(evaluator)
+                    before = sizes(evaluator)
             self._gather(evaluator, 0)
-            after = self._measure(evaluator)
+            after = sizes(evaluator)
             if evaluator._pool.supervisor_pid != supervisor:
                 self.broken.append("the supervisor died")
         return {name: after[name] - (before or after)[name] for name in after}
@@ -184,20 +181,6 @@ class Soak:
         evaluator.jobs.clear()  # what the driver keeps of each job for its user is not what is measured here
         evaluator.jobs_done.clear()
         self._say()
-
-    def _measure(self, evaluator: ProcessPoolEvaluator) -> dict[str, int]:
-        """Sizes of the quiet pool: all workers stand ready and no other process is left of what the jobs made."""
-        ends_at = time.monotonic() + PATIENCE_S
-        while (stats := evaluator.stats()) and not self._is_quiet(stats) and time.monotonic() < ends_at:
-            time.sleep(_STEP_S)  # a worker that is still being buried is nobody's event to wait for
-        return {
-            "supervisor RSS": stats["supervisor"]["memory"],
-            "supervisor descriptors": stats["supervisor"]["descriptors"],
-            "driver descriptors": len(open_descriptors()),
-        }
-
-    def _is_quiet(self, stats: dict[str, Any]) -> bool:
-        return stats["workers"] == {"idle": self._workers, "blank": 1} and not stats["queued"]
 
     # -- what is printed
 

@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("processes",),
     ("supervision",),
     ("job", "objective", "storage"),
-    ("failure", "limits", "errors"),
+    ("failure", "limits", "errors", "logs"),
 )
 # What the pure core must not know: the world.
 IMPURE = {

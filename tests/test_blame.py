@@ -210,3 +210,67 @@ def test_what_does_not_come_back_is_none():
     assert rebuilt(pack_plain("a string")) is None
     assert rebuilt(pack_plain(Needy(1, 2))) is None
     assert isinstance(rebuilt(pack_plain(OSError(2, "gone"))), FileNotFoundError)
+
+
+class Nameless(type):
+    def __getattribute__(cls, name: str) -> Any:
+        raise ValueError(name)
+
+
+class Anonymous(Exception, metaclass=Nameless):
+    """Even its class raises when it is asked for its name."""
+
+
+def test_a_class_that_does_not_tell_its_name_is_told_as_such():
+    """The worker lives, and the job fails as an exception."""
+    assert "does not tell its name" in fields_of(Anonymous())["message"]
+
+
+def test_a_stop_that_nobody_asked_for_is_the_user_s_own():
+    """Only a job that was stopped is over its time."""
+    error = raised(JobStop())
+    assert blame(error, unwind=0, stop_requested=True) == ("timeout", {})
+    kind, fields = blame(error, unwind=0, stop_requested=False)
+    assert (kind, fields["exception_type"]) == ("exception", "JobStop")
+
+
+class Exiting(Exception):
+    """Ends whoever unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return _exit, ()
+
+
+def _exit() -> None:
+    raise SystemExit
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+class Interrupting(Exception):
+    def __reduce__(self) -> Any:
+        return _interrupt, ()
+
+
+def test_an_exception_that_exits_on_its_way_back_is_left_out():
+    """The driver goes on; a Ctrl-C in this very moment is still one."""
+    assert rebuilt(pack_plain(Exiting())) is None
+    with pytest.raises(KeyboardInterrupt):
+        rebuilt(pack_plain(Interrupting()))
+
+
+class Thorny(Exception):
+    """Raises whatever it is asked, its class included."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit
+
+
+def test_an_exception_that_cannot_be_looked_at_is_told_as_such():
+    """Not even `isinstance` works on it."""
+    error = Thorny()
+    kind, fields = blame(error, unwind=0)
+    assert kind == "exception"
+    assert "cannot be described" in fields["message"]

@@ -1,5 +1,6 @@
 """The undertaker over real forks. Each test runs in a forked child, a subreaper that has no other children."""
 
+import ctypes
 import os
 import select
 import signal
@@ -284,3 +285,24 @@ def test_a_forked_worker_forgets_the_template_s_descriptors():
         return said
 
     assert in_child(test) == b"closed"
+
+
+def trace_me_and_stop() -> None:
+    ctypes.CDLL(None).ptrace(0, 0, None, None)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_worker_that_is_traced_and_stopped_is_alive():
+    """A job may make its parent its tracer, which then hears of every stop as if it were an end."""
+
+    def test() -> list[tuple[int, int, bool]]:
+        house = House()
+        traced = house.fork(1, trace_me_and_stop)
+        os.waitid(os.P_PID, traced, os.WSTOPPED | os.WNOWAIT)
+        house.fork(2, lambda: None)
+        gone = list(house.bury_until(1))
+        assert [worker_id for worker_id, *_ in gone] == [2]
+        os.kill(traced, signal.SIGKILL)
+        return house.bury_until(2)[1:]
+
+    assert in_child(test) == [(1, signal.SIGKILL, False)]

@@ -226,3 +226,19 @@ def test_descriptions_are_bounded():
 
     assert bounded_repr(Endless(), limit=50).endswith("e")
     assert len(bounded_repr([Endless()] * 5, limit=50)) == 50
+
+
+class Nameless(type):
+    def __getattribute__(cls, name):
+        raise ValueError(name)
+
+
+class Anonymous(Exception, metaclass=Nameless):
+    pass
+
+
+def test_an_exception_that_cannot_be_described_is_told_as_such():
+    """Whatever the user's class does when it is asked for its name, the job has its failure."""
+    failure = Failure.from_exception(Anonymous(), attempts=2)
+    assert (failure.kind, failure.attempts) == ("exception", 2)
+    assert "cannot be described" in failure.message

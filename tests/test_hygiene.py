@@ -1,8 +1,11 @@
 # ruff: noqa: NPY002 - the global generator of numpy is what is tested
 """What a job leaves behind is noticed. Each test runs in a forked child, whose state it may spoil."""
 
+import builtins
 import ctypes
+import faulthandler
 import gc
+import multiprocessing
 import os
 import random
 import resource
@@ -10,6 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +24,7 @@ import pytest
 from children import Helper, in_child
 
 from robust_eval.processes import hygiene
-from robust_eval.processes.hygiene import Baseline, Randomness
+from robust_eval.processes.hygiene import Baseline, Builtins, Randomness
 
 
 def leave_a_thread() -> None:
@@ -39,10 +44,10 @@ def stand_in_a_deleted_directory() -> None:
 
 def close_stdout() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    baseline = Baseline()
+    baseline = Baseline(Builtins())
     assert baseline.changed() is None
     sys.stdout.close()
-    assert baseline.changed() == "standard streams"
+    assert baseline.changed() is not None
 
 
 def replace_stdout_file() -> None:
@@ -53,6 +58,12 @@ def replace_stdout_file() -> None:
 def halve_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft // 2, hard))
+
+
+def _not_blocking() -> int:
+    _, writing = os.pipe()
+    os.set_blocking(writing, False)
+    return writing
 
 
 QUICK: list[tuple[str, Callable[[], Any]]] = [
@@ -73,12 +84,23 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("garbage collector", lambda: gc.set_threshold(1)),
     ("umask", lambda: os.umask(0o777)),
     ("trace function", lambda: sys.setprofile(lambda *_: None)),
+    ("signal handlers", lambda: signal.signal(signal.SIGWINCH, signal.SIG_IGN)),
+    ("timers", lambda: signal.setitimer(signal.ITIMER_PROF, 1000.0)),
+    ("signal descriptor", lambda: signal.set_wakeup_fd(_not_blocking())),
+    ("hooks", lambda: setattr(sys, "excepthook", print)),
+    ("hooks", lambda: gc.callbacks.append(lambda *_: None)),
+    ("faulthandler", lambda: faulthandler.enable() if not faulthandler.is_enabled() else faulthandler.disable()),
+    ("output", lambda: sys.stdout.reconfigure(encoding="latin-1")),  # type: ignore[attr-defined]
+    ("warnings", lambda: warnings.simplefilter("error", BytesWarning)),
+    ("start method", lambda: multiprocessing.set_start_method("spawn")),
+    ("modules", sys.modules.clear),
+    ("modules", sys.path.clear),
+    ("resource limits", halve_open_files),
+    ("scheduling", lambda: os.nice(1)),
+    ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
 ]
 THOROUGH: list[tuple[str, Callable[[], Any]]] = [
-    ("all signal handlers", lambda: signal.signal(signal.SIGWINCH, signal.SIG_IGN)),
-    ("resource limits", halve_open_files),
-    ("priority", lambda: os.nice(1)),
-    ("CPU affinity", lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})),
+    ("all resource limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
     ("standard files", replace_stdout_file),
 ]
 
@@ -106,7 +128,7 @@ def test_what_a_job_changed_is_named(name: str, change: Callable[[], Any]):
     """Nothing is named before, the change after."""
 
     def look() -> tuple[str | None, str | None]:
-        baseline = Baseline()
+        baseline = Baseline(Builtins())
         before = baseline.changed()
         change()
         return before, baseline.changed()
@@ -117,16 +139,113 @@ def test_what_a_job_changed_is_named(name: str, change: Callable[[], Any]):
 @pytest.mark.parametrize(("name", "change"), THOROUGH, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_takes_a_closer_look_is_named_then(name: str, change: Callable[[], Any]):
     """The quick look does not see it and the thorough one does."""
-    if name == "CPU affinity" and len(os.sched_getaffinity(0)) == 1:
-        pytest.skip("one CPU has one affinity")
 
     def look() -> tuple[str | None, str | None, str | None]:
-        baseline = Baseline()
+        baseline = Baseline(Builtins())
         before = baseline.changed_thoroughly()
         change()
         return before, baseline.changed(), baseline.changed_thoroughly()
 
     assert in_clean_child(look) == (None, None, name)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one CPU has one affinity")
+def test_a_processor_chosen_is_noticed():
+    """The next job would have to share it."""
+
+    def look() -> str | None:
+        baseline = Baseline(Builtins())
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return baseline.changed()
+
+    assert in_clean_child(look) == "scheduling"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_is_noticed():
+    """The next job would not have its permissions."""
+
+    def look() -> str | None:
+        baseline = Baseline(Builtins())
+        os.seteuid(65534)
+        return baseline.changed()
+
+    assert in_clean_child(look) == "user"
+
+
+def test_a_pipe_that_does_not_block_any_more_is_noticed():
+    """The next job would lose most of what it prints."""
+
+    def look() -> tuple[str | None, str | None]:
+        _, writing = os.pipe()
+        os.dup2(writing, 1)
+        baseline = Baseline(Builtins())
+        before = baseline.changed()
+        os.set_blocking(1, False)
+        return before, baseline.changed()
+
+    assert in_clean_child(look) == (None, "output")
+
+
+def replace_environ() -> None:
+    os.environ = {}  # type: ignore[assignment] # noqa: B003 - that is the fault
+
+
+class Jealous:
+    """Is not to be compared."""
+
+    def __eq__(self, _other: object) -> bool:
+        raise ValueError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SPOILS: dict[str, Callable[[], Any]] = {
+    "stdout_detached": sys.stdout.detach,
+    "stdout_deleted": lambda: delattr(sys, "stdout"),
+    "environ_replaced": replace_environ,
+    "hook_that_cannot_be_compared": lambda: setattr(sys, "excepthook", Jealous()),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS.keys())
+def test_what_cannot_even_be_looked_at_is_a_change(spoil: Callable[[], Any]):
+    """The check itself does not raise: the job has its own value, and its worker is replaced."""
+
+    def look() -> tuple[bool, bool]:
+        baseline = Baseline(Builtins())
+        before = baseline.is_changed(thoroughly=True)
+        spoil()
+        return before, baseline.is_changed(thoroughly=True)
+
+    assert in_clean_child(look) == (False, True)
+
+
+def test_builtins_come_back_and_count_as_a_change():
+    """A worker needs them to report, and is then replaced."""
+
+    def look() -> tuple[bool, object, str | None]:
+        kept = Builtins()
+        baseline = Baseline(kept)
+        kept.restore()
+        before = baseline.changed()
+        vars(builtins).clear()
+        kept.restore()
+        return before is None, len("two") == 3, baseline.changed()
+
+    assert in_clean_child(look) == (True, True, "builtins")
+
+
+def test_a_watchdog_left_armed_is_called_off():
+    """A watchdog of faulthandler would end the process in the middle of another job."""
+
+    def look() -> str:
+        faulthandler.dump_traceback_later(0.05, exit=True)
+        assert not Baseline(Builtins()).is_changed(thoroughly=False)
+        time.sleep(0.2)  # what is tested is that nothing happens
+        return "alive"
+
+    assert in_clean_child(look) == "alive"
 
 
 def test_a_closed_stream_is_noticed():
@@ -138,7 +257,7 @@ def test_a_closed_standard_file_is_noticed():
     """The next file that is opened would take its number."""
 
     def look() -> str | None:
-        baseline = Baseline()
+        baseline = Baseline(Builtins())
         os.close(1)
         return baseline.changed_thoroughly()
 
@@ -149,7 +268,7 @@ def test_an_honest_job_changes_nothing():
     """What restores, draws, computes, keeps a file or two, and waits for its children is not replaced."""
 
     def look() -> tuple[str | None, str | None]:
-        baseline = Baseline()
+        baseline = Baseline(Builtins())
         random.random()
         np.random.random()
         directory = os.getcwd()  # noqa: PTH109

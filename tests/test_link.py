@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from robust_eval.processes import link
-from robust_eval.processes.link import Settings, TemplateLink
+from robust_eval.processes.link import TemplateLink
+from robust_eval.processes.settings import Settings
 
 
 def test_a_template_that_is_dead_at_once_is_no_error_of_the_supervisor(monkeypatch: pytest.MonkeyPatch):

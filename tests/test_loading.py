@@ -193,3 +193,17 @@ def test_main_holds_what_functions_of_a_script_refer_to():
         )
 
     assert in_child(share) == (True, 3, True, True)
+
+
+class Faceless:
+    """Raises when it is asked for its class, as a proxy of something that is gone does."""
+
+    @property
+    def __class__(self) -> Any:
+        raise ReferenceError
+
+
+def test_objects_that_do_not_tell_their_class_are_passed_over():
+    """They may lie about in any module that the template imports."""
+    kept = [Faceless()]
+    loading.share_main(kept)

@@ -1,5 +1,6 @@
 """Memory of real process trees. Every process here waits for a line before it takes more."""
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from time import monotonic
 
 import psutil
 import pytest
-from children import Helper
+from children import Helper, in_child
 from waiting import wait_until
 
 from robust_eval.processes import meter as meter_module
@@ -241,3 +242,26 @@ def test_sizes_come_from_psutil_where_the_kernel_keeps_no_statm(eater: Helper, m
     os.kill(eater.pid, signal.SIGKILL)
     eater.wait()
     assert meter_module._resident_bytes(eater.pid) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start as root and go on as somebody else")
+def test_a_tree_that_hides_its_memory_is_taken_at_its_upper_bound():
+    """A process that made itself undumpable does not show its proportional size to others than root."""
+
+    def test() -> bool:
+        os.setresuid(65534, 65534, 65534)
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            undumpable = 4, 0
+            ctypes.CDLL(None).prctl(*undumpable, 0, 0, 0)
+            os.write(writing, b".")
+            signal.pause()
+        os.read(reading, 1)
+        tree = Tree(pid)
+        taken = tree.exact_bytes()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return taken > MIB
+
+    assert in_child(test)

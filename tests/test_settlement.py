@@ -254,3 +254,61 @@ def test_processes_that_did_not_die_are_named():
     assert failure_of(failed("timeout", unkilled_pids=[5, 6]), POLICY).unkilled_pids == (5, 6)
     assert failure_of(failed("lost", "template"), POLICY).lost == "template"
     assert failure_of(failed("crash", "template"), POLICY).lost is None
+
+
+class Ending:
+    """Raises what is no Exception when it comes back."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> Any:
+        return _end, (self.kind,)
+
+
+def _end(kind: type[BaseException]) -> None:
+    raise kind
+
+
+def test_a_value_that_exits_costs_its_own_job(settling: Settling):
+    """SystemExit from a user's class does not end the driver."""
+    job = settling.settle(done(pack_plain((1.0, {"extra": Ending(SystemExit)}, None))))
+    assert job.failure is not None
+    assert job.failure.kind == "unpicklable"
+    assert "SystemExit" in job.failure.message
+
+
+def test_a_ctrl_c_while_a_value_is_opened_passes_and_loses_nothing(settling: Settling):
+    """The job is as it was, and is settled by the next gather."""
+    item = done(pack_plain((1.0, {"extra": Ending(KeyboardInterrupt)}, None)))
+    with pytest.raises(KeyboardInterrupt):
+        settling.settle(item)
+    late = failed("timeout", late=(Ending(KeyboardInterrupt), {}, None))
+    with pytest.raises(KeyboardInterrupt):
+        settling.settle(late)
+
+
+def test_late_values_that_exit_are_left_out(settling: Settling):
+    """The failure is what counts."""
+    job = settling.settle(failed("timeout", late=(Ending(SystemExit), {}, None)))
+    assert job.failure is not None
+    assert job.failure.late_result is None
+
+
+def test_recorded_objects_are_opened_where_the_job_is_gathered(settling: Settling):
+    """The thread that receives every outcome opens plain numbers alone; the order stays, and what exits is left out."""
+    settling.record(1, pack_plain((1, 0.5)))
+    settling.record(1, pack_plain((2, Ending(SystemExit))))
+    settling.record(1, pack_plain((3, np.float64(0.25))))
+    settling.record(1, pack_plain((4, 0.125)))
+    job = settling._jobs[1]
+    assert job.recorded == [(1, 0.5)]
+    settling.settle(done(pack_plain((1.0, {}, None))))
+    assert job.recorded == [(1, 0.5), (3, 0.25), (4, 0.125)]
+
+
+def test_a_ctrl_c_while_a_record_is_opened_passes(settling: Settling):
+    """It is the user's."""
+    settling.record(1, pack_plain((2, Ending(KeyboardInterrupt))))
+    with pytest.raises(KeyboardInterrupt):
+        settling.settle(done(pack_plain((1.0, {}, None))))

@@ -171,3 +171,55 @@ def test_kills_of_the_oom_killer_are_counted():
     """The number never falls."""
     first = system.oom_kills()
     assert 0 <= first <= system.oom_kills()
+
+
+def test_polite_signals_pass_by_until_they_are_heard_again():
+    """A job that asks its parent to end does not end it; what the user's modules had set comes back in the worker."""
+
+    def test() -> list[str]:
+        told: list[str] = []
+        signal.signal(signal.SIGUSR1, lambda *_: told.append("the user's"))
+        handlers = system.be_deaf()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTSTP):
+            os.kill(os.getpid(), number)
+        told.append("alive")
+        system.hear_again(handlers)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return told
+
+    assert in_child(test) == ["alive", "the user's"]
+
+
+def test_a_child_that_is_stopped_goes_on():
+    """Whoever stops it, as often as they like; its end is left for its parent to read."""
+
+    def test() -> int:
+        pid = os.fork()
+        if pid == 0:
+            for _ in range(20):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(7)
+        system.keep_going(pid)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    assert in_child(test) == 7
+
+
+def test_a_stop_is_told_and_undone():
+    """The descriptor wakes, and only a child that is stopped is continued."""
+
+    def test() -> int:
+        fd = system.tell_of_children()
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(9)
+        assert select.select([fd], [], [], 10.0)[0]
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        system.go_on_if_stopped(pid)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        system.go_on_if_stopped(pid)
+        system.keep_going(pid)
+        return code
+
+    assert in_child(test) == 9

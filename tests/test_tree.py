@@ -143,6 +143,18 @@ def test_what_is_below_is_killed_but_for_the_tracker():
         wait_until(lambda: not is_alive(tracker))
 
 
+def test_a_tracker_that_was_stopped_with_its_tree_goes_on():
+    """A tree over its memory limit is stopped and then killed; what it shared is unlinked all the same."""
+    with Helper(WITH_TRACKER) as helper:
+        _, tracker = helper.pids = [int(word) for word in helper.read().split()]
+        tree.freeze(helper.pid)
+        wait_until(lambda: status_of(tracker) == psutil.STATUS_STOPPED)
+        assert tree.kill_below(helper.pid)
+        os.kill(helper.pid, signal.SIGKILL)
+        helper.wait()
+        wait_until(lambda: not is_alive(tracker))
+
+
 def test_a_process_without_any_below_has_nothing_to_kill():
     """The answer says so."""
     with Helper("input()") as helper:

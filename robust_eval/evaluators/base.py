@@ -24,7 +24,7 @@ from robust_eval.evaluators.arguments import checked_configs, connected, known_s
 from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.gathering import Gathering
 from robust_eval.evaluators.ledger import Retries
-from robust_eval.evaluators.notify import Notifier
+from robust_eval.evaluators.notify import Notifier, log_failure
 from robust_eval.evaluators.registry import evaluator_class
 from robust_eval.evaluators.tally import Tally
 from robust_eval.job import Job, JobStatus
@@ -289,6 +289,7 @@ class Evaluator(Backend, Gathering):
             return
         if job.failure is not None:
             job.output["objective"] = self.FAIL_RETURN_VALUE
+            log_failure(job.id, job.failure)
         metadata = job.metadata
         metadata["timestamp_gather"] = time.monotonic() - self._created_at
         self._storage.store_job_outcome(job.id, job.objective, metadata)

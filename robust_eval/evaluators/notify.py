@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from robust_eval.errors import SearchStopped
+from robust_eval.logs import logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_logger = logging.getLogger("robust_eval.callbacks")
+    from robust_eval.failure import Failure
+
+_NOT_ITS_FAULT: Final = ("startup", "lost")
+_logger = logger("callbacks")
+_jobs_logger = logger("jobs")
+
+
+def log_failure(job_id: str, failure: Failure) -> None:
+    """Log a job that failed as it is gathered: a WARNING where the job is not to blame, else INFO."""
+    level = logging.WARNING if failure.kind in _NOT_ITS_FAULT else logging.INFO
+    if not _jobs_logger.isEnabledFor(level):
+        return
+    fields = {
+        "job_id": job_id,
+        "kind": failure.kind,
+        "attempts": failure.attempts,
+        "duration": failure.duration,
+        "peak_memory": failure.peak_memory,
+    }
+    _jobs_logger.log(level, "Job %s failed: %s", job_id, failure.message, extra=fields)
 
 
 class Notifier:
@@ -44,6 +64,7 @@ class Notifier:
                 "Callback %s.%s raised; no job is lost by it, further errors of it are not shown.",
                 *what,
                 exc_info=error,
+                extra={"callback": what[0], "hook": hook},
             )
 
     def raise_stop(self) -> None:

@@ -12,6 +12,7 @@ from robust_eval.evaluators.base import Evaluator
 from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
 from robust_eval.limits import parse_count, parse_memory, parse_seconds
+from robust_eval.processes.blame import describe_error
 from robust_eval.processes.evaluation import Evaluation
 from robust_eval.processes.parcel import Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
@@ -173,8 +174,10 @@ class ProcessPoolEvaluator(Evaluator):
             timeout_s, memory_limit = default if limits is None else limits[index]
             try:
                 parcel = pack((job.id, job.config, job.run_kwargs, self._stopper))
-            except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
-                message = f"the configuration of job {job.id} cannot be pickled: {error}"
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the user's reductions raise anything
+                message = f"the configuration of job {job.id} cannot be pickled: {describe_error(error)}"
                 failure = Failure("unpicklable", message, attempts=0, exception_type=type(error).__qualname__)
                 self._settling.refuse(number, job, failure)
             else:

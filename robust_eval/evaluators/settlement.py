@@ -6,11 +6,12 @@ unpickle here costs its own job alone.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.failure import Failure, FailureKind
-from robust_eval.processes.blame import rebuilt
-from robust_eval.processes.parcel import Landed, discard, open_parcel, unpack, view
+from robust_eval.processes.blame import describe_error, rebuilt
+from robust_eval.processes.parcel import Landed, discard, needs_proof, open_parcel, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Settling:
         self._arrivals = arrivals
         self._policy = policy
         self._jobs: dict[int, Job] = {}
+        self._unread: dict[int, list[bytes]] = {}
 
     def expect(self, number: int, job: Job) -> None:
         """The pool gets this job."""
@@ -47,13 +49,28 @@ class Settling:
         self._arrivals.put((number, failure))
 
     def record(self, number: int, value: bytes) -> None:
-        """An intermediate value came, while the job runs. Called from the pool's thread."""
+        """An intermediate value came, while the job runs. Called from the pool's thread.
+
+        Plain numbers are on the job at once. What may run code of the user's waits for `settle`, where a hang or an
+        exit is not that of the thread which every other outcome comes through.
+        """
         job = self._jobs.get(number)
-        if job is not None:
+        if job is None:
+            return
+        if number in self._unread or needs_proof(value):
+            self._unread.setdefault(number, []).append(value)
+        else:
+            with contextlib.suppress(Exception):  # what a worker sent is never trusted
+                job.recorded.append(unpack(value))
+
+    def _read_records(self, number: int, job: Job) -> None:
+        for value in self._unread.pop(number, ()):
             try:
                 budget, objective = unpack(value)
-            except Exception:  # noqa: BLE001 - the user's own objects
-                return
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # noqa: BLE001, S112 - the user's own objects; without it the job is as it is
+                continue
             job.recorded.append((budget, objective))
 
     def settle(self, item: Settled | tuple[int, Failure]) -> Job:
@@ -61,6 +78,7 @@ class Settling:
         job = self._jobs[item[0]]
         if job.failure is not None or job.objective is not None:
             return job
+        self._read_records(item[0], job)
         if isinstance(item, Done):
             self._on_done(job, item)
         elif isinstance(item, Failed):
@@ -76,8 +94,10 @@ class Settling:
         try:
             objective, metadata, observations = unpack(view(done.parcel))
             job.set_outcome(objective, metadata, observations)
-        except Exception as error:  # noqa: BLE001 - the user's __setstate__
-            message = f"the result cannot be unpickled in the driver: {type(error).__qualname__}: {error}"
+        except KeyboardInterrupt:  # a Ctrl-C of the driver's user; the next gather comes back to this job
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's __setstate__, which may raise SystemExit
+            message = f"the result cannot be unpickled in the driver: {describe_error(error)}"
             job.fail(Failure("unpicklable", message, done.attempts, duration, done.peak_memory))
         _measure(job, duration, done.peak_memory, done.attempts)
         discard(done.parcel)
@@ -130,7 +150,9 @@ def _late(late: Landed) -> Any:
         return None
     try:
         objective, _, _ = unpack(open_parcel(late))
-    except Exception:  # noqa: BLE001 - the user's own objects
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's own objects
         return None
     return objective
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from robust_eval.errors import InvalidArgument, SearchBroken, bounded_repr
 from robust_eval.limits import parse_count
+from robust_eval.logs import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from robust_eval.failure import Failure
 
+_logger = logger("search")
 OK: Final = "ok"
 _NOBODYS_FAULT: Final = ("cancelled",)
 _FEWEST_JOBS: Final = 20
@@ -87,6 +89,7 @@ class Tally:
         if self.broken is None or self._said:
             return
         self._said = True
+        _logger.error("The search is stopped: %s.", self.broken, extra={"outcomes": dict(self.outcomes)})
         example = "" if failure is None else f" One of them: {failure!r}."
         raise SearchBroken(
             f"The search was stopped: {self.broken}.{example} "

@@ -4,7 +4,6 @@ The exception is the user's object: its `__str__` and `__reduce__` may raise or 
 happens in the worker, under the job's own clock, and what leaves the worker is bounded text.
 """
 
-import pickle
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +22,9 @@ class Unpicklable(Exception):
     """The job's configuration or result cannot cross the process boundary."""
 
     def __init__(self, what: str, error: BaseException) -> None:
-        super().__init__(f"the {what} cannot be {'un' if what == 'configuration' else ''}pickled: {_text(error)}")
+        super().__init__(
+            f"the {what} cannot be {'un' if what == 'configuration' else ''}pickled: {describe_error(error)}"
+        )
 
 
 class Blame(NamedTuple):
@@ -33,16 +34,30 @@ class Blame(NamedTuple):
     fields: dict[str, Any]
 
 
-def blame(error: BaseException, *, unwind: int) -> Blame:
-    """What to report for an exception; `unwind` frames of ours at its top are left out."""
+def blame(error: BaseException, *, unwind: int, stop_requested: bool = True) -> Blame:
+    """What to report for an exception.
+
+    Args:
+        error: the exception.
+        unwind: how many frames of ours at the top of its traceback are left out.
+        stop_requested: whether the job was asked to stop; a `JobStop` is the user's own where it was not.
+    """
+    try:
+        return _blame(error, unwind, stop_requested=stop_requested)
+    except BaseException as second:  # noqa: BLE001 - the user's class, asked for its name or for anything else
+        message = f"an exception that cannot be described: asked for what it is, it raised {describe_error(second)}"
+        return Blame("exception", {"message": message})
+
+
+def _blame(error: BaseException, unwind: int, *, stop_requested: bool) -> Blame:
     origin = error.__cause__ if isinstance(error, Unpicklable) and error.__cause__ is not None else error
     fields: dict[str, Any] = {
-        "message": _bounded(str(error) if isinstance(error, Unpicklable) else _text(error)),
-        "exception_type": type(origin).__qualname__,
+        "message": _bounded(str(error) if isinstance(error, Unpicklable) else describe_error(error)),
+        "exception_type": _name(origin),
         "traceback": traceback_text(origin, unwind=unwind),
         "exception": _proven(origin),
     }
-    if isinstance(error, JobStop):
+    if isinstance(error, JobStop) and stop_requested:
         return Blame("timeout", {})
     if isinstance(error, Unpicklable):
         return Blame("unpicklable", fields)
@@ -53,8 +68,16 @@ def blame(error: BaseException, *, unwind: int) -> Blame:
     return Blame("exception", fields)
 
 
-def _text(error: BaseException) -> str:
-    name = type(error).__qualname__
+def _name(error: BaseException) -> str:
+    try:
+        return str(type(error).__qualname__)
+    except BaseException:  # noqa: BLE001 - the user's metaclass
+        return "(an exception whose class does not tell its name)"
+
+
+def describe_error(error: BaseException) -> str:
+    """Type and message of an exception in one text, whatever its `__str__` does."""
+    name = _name(error)
     try:
         text = str(error)
     except BaseException as second:  # noqa: BLE001 - the user's __str__
@@ -100,6 +123,8 @@ def rebuilt(parcel: bytes | None) -> BaseException | None:
         return None
     try:
         error = unpack(parcel)
-    except (Exception, pickle.UnpicklingError):  # noqa: BLE001 - the user's constructor
+    except KeyboardInterrupt:  # a Ctrl-C of the driver's user
+        raise
+    except BaseException:  # noqa: BLE001 - the user's constructor, which may raise SystemExit
         return None
     return error if isinstance(error, BaseException) else None

@@ -86,6 +86,8 @@ class Undertaker:
                 break
             if pid == 0:
                 break
+            if os.WIFSTOPPED(status):  # a child that made this process its tracer; it is as alive as before
+                continue
             changed = True
             if pid in self._watched:
                 self._unwatch(self._watched.pop(pid))

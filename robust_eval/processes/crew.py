@@ -13,16 +13,17 @@ from collections import deque
 from collections.abc import Callable
 from math import isfinite
 from time import monotonic
+from typing import Any
 
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.burial import Undertaker
-from robust_eval.processes.describe import Finished
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
-from robust_eval.processes.link import Log, Settings, TemplateLink
+from robust_eval.processes.link import Log, TemplateLink
 from robust_eval.processes.meter import Meter
 from robust_eval.processes.output import Output
 from robust_eval.processes.parcel import Parcel, view
-from robust_eval.processes.port import Port
+from robust_eval.processes.port import Finished, Port
+from robust_eval.processes.settings import Settings
 from robust_eval.supervision import events as ev
 
 _CLOSE_S = 1.0
@@ -48,6 +49,7 @@ class Crew:
         record: Callable[[int, bytes], None],
     ) -> None:
         self.events: list[ev.Event] = []
+        self.notices: list[tuple[str, dict[str, Any]]] = []
         self._settings = settings
         self._selector = selector
         self._memory_limit_of = memory_limit_of
@@ -228,7 +230,9 @@ class Crew:
             self.events.append(ev.WorkerReady(worker_id))
         else:
             text = str(view(report.payload), "utf-8", "backslashreplace")
-            self.events.append(ev.StartFailed(worker_id, f"{text}\n{port.output.rest()}".strip()))
+            detail = f"{text}\n{port.output.rest()}".strip()
+            self.notices.append(("a worker did not start", {"worker_pid": port.pid, "detail": detail}))
+            self.events.append(ev.StartFailed(worker_id, detail))
 
     def look_before(self, worker_ids: list[int]) -> None:
         """Before a deadline is acted on: the worker's finish decides, and its stamp says what it began and when."""
@@ -339,7 +343,9 @@ class Crew:
         if template is None:
             return
         self._on_template()
-        self.events.append(ev.TemplateExited(template.ready, template.last_words()))
+        words, what = template.last_words(), "died" if template.ready else "did not start"
+        self.notices.append((f"the template {what}", {"template_pid": template.pid, "detail": words}))
+        self.events.append(ev.TemplateExited(template.ready, words))
         self._drop_template(template)
         for port in list(self._ports.values()):
             if port.pid is None:
@@ -358,6 +364,11 @@ class Crew:
         self._undertaker.spare([])
         template.end(_CLOSE_S)
         self._gone.append(template.close)
+
+    def go_on(self) -> None:
+        """Continue a template that a job has stopped: nobody else could fork or reap."""
+        if self._template is not None:
+            system.go_on_if_stopped(self._template.pid)
 
     def bury(self) -> None:
         """Reap what came to this process."""

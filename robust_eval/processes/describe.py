@@ -1,18 +1,10 @@
 """A failed outcome in plain values, for the driver to put into words."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from robust_eval.processes.parcel import Parcel
-from robust_eval.processes.port import ExitInfo
+from robust_eval.processes.port import ExitInfo, Finished
 from robust_eval.supervision.actions import Outcome
-
-
-class Finished(NamedTuple):
-    """The payload of a result in the core: opaque to it."""
-
-    parcel: Parcel
-    output_tail: str
-    peak_bytes: int
 
 
 def describe(outcome: Outcome, memory_limit: int | None, unkilled: list[int]) -> tuple[dict[str, Any], Parcel, Parcel]:

@@ -6,8 +6,10 @@ moves them, so a generator that moved is given a fresh seed before the next job,
 """
 
 import _thread
+import builtins
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import os
@@ -15,23 +17,45 @@ import random
 import resource
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from resource import getrlimit
 from typing import Any, TypeAlias
 
 # The wrappers of `signal` make enums of what these return, at ten times the cost.
-getsignal: Callable[[int], Any] = importlib.import_module("_signal").getsignal
-pthread_sigmask: Callable[[int, tuple[int, ...]], set[int]] = importlib.import_module("_signal").pthread_sigmask
+_signal: Any = importlib.import_module("_signal")
+getsignal: Callable[[int], Any] = _signal.getsignal
+pthread_sigmask: Callable[[int, tuple[int, ...]], set[int]] = _signal.pthread_sigmask
+getitimer: Callable[[int], tuple[float, float]] = _signal.getitimer
+set_wakeup_fd: Callable[[int], int] = _signal.set_wakeup_fd
+# Not the one of `locale`, which takes a while to import and to say the same.
+setlocale: Callable[[int], str] = importlib.import_module("_locale").setlocale
+_ALL_CATEGORIES: int = importlib.import_module("_locale").LC_ALL
+_BUILTINS = vars(builtins)
 _SIGNALS = tuple(
     int(number)
     for number in signal.valid_signals()
     if number not in {signal.SIGKILL, signal.SIGSTOP} and number < signal.SIGRTMIN
 )
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+_HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
+    getattr(resource, name)
+    for name in (
+        "RLIMIT_AS",
+        "RLIMIT_CPU",
+        "RLIMIT_DATA",
+        "RLIMIT_FSIZE",
+        "RLIMIT_NOFILE",
+        "RLIMIT_NPROC",
+        "RLIMIT_STACK",
+    )
+)
 _STATE_WORDS = 624
 _RANDOM_INDEX_OFFSET = 16
-_QUICK_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1)
-_NICE_SELF = 0
+_SELF = 0
 _MOST_LEAKED_DESCRIPTORS = 256
 
 
@@ -39,10 +63,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _handlers(numbers: tuple[int, ...]) -> list[Any]:
-    return [getsignal(number) for number in numbers]
 
 
 def _directory() -> str:
@@ -78,43 +98,113 @@ def _affinity() -> object:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-class Baseline:
-    """The state of the worker before its first job."""
+def _user() -> object:
+    return os.geteuid(), os.getegid()
+
+
+def _scheduling() -> object:
+    return os.getpriority(os.PRIO_PROCESS, _SELF), _affinity(), os.sched_getscheduler(_SELF)
+
+
+def _hooks() -> object:
+    return sys.excepthook, sys.unraisablehook, threading.excepthook, tuple(gc.callbacks)
+
+
+def _output() -> object:
+    """How the standard streams write. A pipe that does not block, which is one for both, loses much of a long text."""
+    out, err = sys.stdout, sys.stderr
+    return out.closed, err.closed, out.encoding, err.encoding, out.errors, os.get_blocking(1)
+
+
+def _raising_warnings() -> object:
+    """Modules add filters when they are imported, and may; those that make an error of a warning are another matter."""
+    return [entry for entry in warnings.filters if entry[0] == "error"]
+
+
+def _start_method() -> str | None:
+    """How `multiprocessing` starts processes, where a job has chosen: nobody can choose again in that process."""
+    contexts = sys.modules.get("multiprocessing.context")
+    chosen = None if contexts is None else contexts._default_context._actual_context  # noqa: SLF001 - asking chooses
+    return None if chosen is None or chosen is contexts._default_context._default_context else chosen._name  # type: ignore[union-attr] # noqa: SLF001
+
+
+class Builtins:
+    """`len` and its kind, without which nothing here runs."""
 
     def __init__(self) -> None:
-        quick = tuple(int(number) for number in _QUICK_SIGNALS)
+        self._was = dict(_BUILTINS)
+        self.spoiled = False
+
+    def restore(self) -> None:
+        """Undo what the job did to them; the worker is then replaced."""
+        if self._was != _BUILTINS:
+            self.spoiled = True
+            _BUILTINS.clear()
+            _BUILTINS.update(self._was)
+
+
+class Baseline:
+    """The state of the worker before its first job.
+
+    Args:
+        builtins: are restored by the caller.
+    """
+
+    def __init__(self, builtins: Builtins) -> None:
         lowest = _lowest_free_descriptor()
         # A file or two may be kept open on purpose. Hundreds are a leak, and fewer than before are somebody else's.
         descriptors = range(lowest, lowest + _MOST_LEAKED_DESCRIPTORS)
+        modules, path, finders = len(sys.modules), len(sys.path), len(sys.meta_path)
         self._quick: dict[str, Callable[[], object]] = {
             "threads": _thread._count,  # noqa: SLF001 - all threads that Python started, in 50 ns
             "descriptors": lambda: _lowest_free_descriptor() in descriptors,
             "working directory": _directory,
-            "signal handlers": lambda: _handlers(quick),
-            "timers": lambda: signal.getitimer(signal.ITIMER_REAL),
+            "signal handlers": lambda: list(map(getsignal, _SIGNALS)),
+            "timers": lambda: list(map(getitimer, _TIMERS)),
             "signal mask": lambda: pthread_sigmask(signal.SIG_BLOCK, ()),
+            "signal descriptor": lambda: set_wakeup_fd(-1),
             "recursion limit": sys.getrecursionlimit,
             "garbage collector": lambda: (gc.isenabled(), gc.get_threshold()),
             "umask": _umask,
             "trace function": lambda: (sys.gettrace(), sys.getprofile()),
+            "hooks": _hooks,
+            "faulthandler": faulthandler.is_enabled,
+            "output": _output,
+            "warnings": _raising_warnings,
+            "locale": lambda: setlocale(_ALL_CATEGORIES),
+            "start method": _start_method,
+            "modules": lambda: len(sys.modules) >= modules and len(sys.path) >= path and len(sys.meta_path) >= finders,
+            "resource limits": lambda: list(map(getrlimit, _HARMFUL_LIMITS)),
+            "user": _user,
+            "scheduling": _scheduling,
         }
         self._thorough: dict[str, Callable[[], object]] = {
-            "all signal handlers": lambda: _handlers(_SIGNALS),
-            "resource limits": lambda: [resource.getrlimit(limit) for limit in _LIMITS],
-            "priority": lambda: os.getpriority(os.PRIO_PROCESS, _NICE_SELF),
-            "CPU affinity": _affinity,
+            "all resource limits": lambda: list(map(getrlimit, _LIMITS)),
             "standard files": _standard_files,
         }
         self._streams = (sys.stdout, sys.stderr, sys.stdin)
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
+        self._environment_type = type(os.environ)
+        self._builtins = builtins
         self._was = [look() for look in self._quick.values()]
         self._was_thorough = [look() for look in self._thorough.values()]
 
+    def is_changed(self, *, thoroughly: bool) -> bool:
+        """Whether the worker differs from the baseline. Never raises, whatever state a job has left things in."""
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            return bool(self.changed() or (thoroughly and self.changed_thoroughly()))
+        except BaseException:  # noqa: BLE001 - a closed stream, a deleted module, an __eq__ of the user's
+            return True
+
     def changed(self) -> str | None:
-        """The name of something that differs from the baseline, or None. Costs about 5 us."""
-        if os.environ._data != self._environment:  # type: ignore[attr-defined] # noqa: SLF001 - as above
+        """The name of something that differs from the baseline, or None. Costs about 10 us."""
+        if self._builtins.spoiled:
+            return "builtins"
+        if type(os.environ) is not self._environment_type or os.environ._data != self._environment:  # type: ignore[attr-defined] # noqa: SLF001 - as above
             return "environment"
-        if (sys.stdout, sys.stderr, sys.stdin) != self._streams or sys.stdout.closed or sys.stderr.closed:
+        stdout, stderr, stdin = self._streams
+        if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not stdin:
             return "standard streams"
         for (name, look), was in zip(self._quick.items(), self._was, strict=True):
             if look() != was:

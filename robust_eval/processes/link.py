@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from robust_eval.processes import system, wire
-from robust_eval.processes.orders import SETTLED, TOLD
+from robust_eval.processes.orders import NOTICED, SETTLED, TOLD
+from robust_eval.processes.settings import Settings
 
 _TAIL_BYTES = 1 << 15
 
@@ -44,6 +45,10 @@ class DriverLink:
     def tell(self, stats: dict[str, Any]) -> None:
         """Answer the driver's question."""
         self._out.append((memoryview(wire.frame((TOLD, stats))), []))
+
+    def notice(self, message: str, fields: dict[str, Any]) -> None:
+        """Have the driver log something that went wrong here."""
+        self._out.append((memoryview(wire.frame((NOTICED, message, fields))), []))
 
     def drain(self) -> None:
         """Write as much as the channel takes."""
@@ -94,20 +99,6 @@ class Log:
         return self._tail.decode("utf-8", "backslashreplace").strip()
 
 
-class Settings(NamedTuple):
-    """What templates and workers are started with."""
-
-    argv: list[str]
-    environment: dict[str, str]
-    init: dict[str, Any]
-    bundle_fd: int
-    ledger_fd: int
-    worker_env: list[dict[str, str]]
-    worker_seed: int | None
-    max_tasks_per_child: int | None
-    descriptor_limit: tuple[int, int] | None
-
-
 class TemplateLink:
     """One template process.
 
@@ -140,8 +131,10 @@ class TemplateLink:
         if settings.descriptor_limit is not None:
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, settings.descriptor_limit)
         self.exit_fd = system.watch_exit(self._process.pid)
+        init_fd = system.file_of(json.dumps(settings.init).encode())  # a command line may be longer than any message
         with contextlib.suppress(OSError):  # it is dead already, and its exit will tell
-            self.sock.sendmsg([json.dumps(settings.init).encode()], wire.rights([settings.bundle_fd]))
+            self.sock.sendmsg([b"{}"], wire.rights([settings.bundle_fd, init_fd]))
+        os.close(init_fd)
 
     @property
     def pid(self) -> int:

@@ -106,9 +106,8 @@ def share_main(bundle: object) -> None:
     """
     del bundle
     main = sys.modules["__main__"].__dict__
-    functions = [
-        obj for obj in gc.get_objects() if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__"
-    ]
+    # Not isinstance: it asks an object for its class, and a dead weak proxy or a lazy one of the user's raises then.
+    functions = [obj for obj in gc.get_objects() if type(obj) is types.FunctionType and obj.__module__ == "__main__"]
     for function in functions:
         if function.__globals__ is not main:
             shared = {name: value for name, value in function.__globals__.items() if not name.startswith("__")}

@@ -51,9 +51,13 @@ class Tree:
 
         total = 0
         for pid in (self.pid, *tree.descendants(self.pid)):
-            with contextlib.suppress(psutil.Error):
+            try:
                 info = psutil.Process(pid).memory_full_info()
                 total += getattr(info, "pss", info.rss) + getattr(info, "swap", 0)
+            except psutil.AccessDenied:  # it made itself undumpable, or is another user's: the upper bound counts
+                total += _resident_bytes(pid)
+            except psutil.Error:
+                continue
         return total
 
     def close(self) -> None:

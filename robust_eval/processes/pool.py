@@ -4,6 +4,7 @@ No deadline, no kill and no metering happens here. What this end does own is the
 it starts another and hands it what had not begun.
 """
 
+import logging
 import os
 import resource
 import signal
@@ -17,11 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robust_eval.errors import EvaluatorClosed, InvalidArgument, RobustEvalError
-from robust_eval.processes import loading, orders, tree, wire
+from robust_eval.logs import logger
+from robust_eval.processes import loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE
 from robust_eval.processes.parcel import Landed, Memory, Parcel, discard, landed, store, view
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
 
+_logger = logger("pool")
 _COOKIE_BYTES = 12
 _BATCH_JOBS = 4096
 _MOST_DEATHS = 3
@@ -216,8 +219,13 @@ class Pool:
             except BaseException:
                 sock.close()
                 raise
+        _logger.info("A supervisor process is started.", extra={"supervisor_pid": self._process.pid})
         self._sock = sock
         self._frames = wire.Frames(sock)
+        if system.LINUX:  # nobody else would notice: a supervisor that is stopped keeps every channel open
+            keeper = threading.Thread(target=system.keep_going, args=(self._process.pid,), daemon=True)
+            keeper.name = "robust_eval keeper"
+            keeper.start()
 
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
@@ -300,6 +308,8 @@ class Pool:
             for message in self._frames.messages():
                 if message[0] == orders.SETTLED:
                     self._on_settled(*message[1:])
+                elif message[0] == orders.NOTICED:
+                    _logger.warning("In the pool, %s: %s", message[1], message[2]["detail"], extra=message[2])
                 else:
                     self._answer = message[1]
                     self._answered.set()
@@ -327,6 +337,7 @@ class Pool:
             self._bury()
             self._deaths += 1
             final = self._closing or self._deaths >= _MOST_DEATHS
+            self._log_end(final=final)
             lost, waiting = self._pending.after_a_death()
             if final:
                 lost = list(self._pending.jobs.values())
@@ -340,6 +351,16 @@ class Pool:
                 self._send((orders.BUDGET, self._budget_at))
             self._send_jobs(waiting)
             return True
+
+    def _log_end(self, *, final: bool) -> None:
+        fields = {"supervisor_pid": self._process.pid, "exit_code": self._process.returncode}
+        if self._closing:
+            _logger.info("The pool is closed.", extra=fields)
+        else:
+            then = f"{_MOST_DEATHS} in a row died: the pool is given up" if final else "another one is started"
+            level = logging.ERROR if final else logging.WARNING
+            text = "The supervisor process ended with exit code %s; %s."
+            _logger.log(level, text, fields["exit_code"], then, extra=fields)
 
     def _bury(self) -> None:
         """Reap a dead supervisor and kill what it left, found by the cookie in its environment."""

@@ -27,6 +27,14 @@ _INBOX_BYTES = 1 << 22
 _DONT_WAIT = socket.MSG_DONTWAIT
 
 
+class Finished(NamedTuple):
+    """The payload of a result in the core: opaque to it."""
+
+    parcel: Parcel
+    output_tail: str
+    peak_bytes: int
+
+
 class ExitInfo(NamedTuple):
     """What the end of a worker showed. `peak_bytes` is the most that was seen of its tree."""
 

@@ -5,6 +5,7 @@ of the user's. The driver's orders and what happens to the crew become events fo
 done in `_perform`, and a turn ends with one batch of outcomes for the driver.
 """
 
+import contextlib
 import gc
 import os
 import select
@@ -19,11 +20,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import orders, system, tree, wire
 from robust_eval.processes.crew import Crew
-from robust_eval.processes.describe import Finished, describe
+from robust_eval.processes.describe import describe
 from robust_eval.processes.health import Health
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
-from robust_eval.processes.link import DriverLink, Settings
+from robust_eval.processes.link import DriverLink
 from robust_eval.processes.parcel import Parcel, discard, store
+from robust_eval.processes.port import Finished
+from robust_eval.processes.settings import Settings
 from robust_eval.supervision import actions as act
 from robust_eval.supervision import events as ev
 from robust_eval.supervision.policy import Policy
@@ -70,6 +73,8 @@ class Shell:
         self._selector.register(driver.sock, selectors.EVENT_READ, self._on_driver)
         self._selector.register(driver_exit_fd, selectors.EVENT_READ, self._on_driver_gone)
         self._driver_exit_fd: int | None = driver_exit_fd
+        self._children_fd = system.tell_of_children()
+        self._selector.register(self._children_fd, selectors.EVENT_READ, self._on_children)
 
     def run(self) -> None:
         """Supervise until everything is settled and gone, or until the driver is."""
@@ -112,6 +117,8 @@ class Shell:
             if not self._events:
                 break
         self._crew.close_gone()
+        while self._crew.notices:
+            self._driver.notice(*self._crew.notices.pop(0))
         self._driver.flush()
 
     def _wait_s(self) -> float | None:
@@ -160,6 +167,12 @@ class Shell:
             if self._driver_exit_fd is not None:
                 self._selector.unregister(self._driver_exit_fd)
             self._events.append(ev.CloseRequested())
+
+    def _on_children(self) -> None:
+        """Something happened to a child; of ends the selector knows better, so that stops are what is looked for."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._children_fd, 1 << 16)
+        self._crew.go_on()
 
     def _on_submit(self, message: tuple[Any, ...]) -> None:
         fds = self._driver.frames.fds
@@ -266,6 +279,7 @@ def main(argv: list[str]) -> None:
     sock = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the standard library's signature
     system.forget_signals()
+    system.be_deaf()
     system.adopt_orphans()
     try:
         exit_fd = system.watch_exit(driver)

@@ -13,11 +13,14 @@ def main(argv: list[str]) -> None:
     """Run a worker. Called by the command that `loading.command` makes; the session and the parent are set already.
 
     Args:
-        argv: the descriptor of the bundle, then as JSON the version that made it with the
-            driver's `sys.argv`, and the worker's descriptors.
+        argv: the descriptor of the bundle, that of what the template was told (of which the version that made the
+            bundle and the driver's `sys.argv` matter here), and as JSON the worker's descriptors.
     """
     system.adopt_orphans()
-    bundle_fd, (version, sys.argv), fds = int(argv[0]), json.loads(argv[1]), json.loads(argv[2])
+    bundle_fd, init_fd, fds = int(argv[0]), int(argv[1]), json.loads(argv[2])
+    init = json.loads(system.content_of(init_fd))
+    os.close(init_fd)
+    version, sys.argv = init["version"], init["sys_argv"]
 
     def load() -> Bundle:
         bundle: Bundle = loading.load_bundle(bundle_fd, version)

@@ -16,8 +16,25 @@ import sys
 import tempfile
 import weakref
 from functools import cache
+from typing import Any
 
 LINUX = sys.platform == "linux"
+_POLITE = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGTERM,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGXCPU,
+)
+_CLD_STOPPED = getattr(os, "CLD_STOPPED", 5)
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
@@ -37,6 +54,18 @@ def memory_file(size: int) -> int:
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SHRINK_GROW)
     return fd
+
+
+def file_of(content: bytes) -> int:
+    """A descriptor of memory that holds this."""
+    fd = memory_file(len(content))
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+def content_of(fd: int) -> bytes:
+    """What `file_of` put there."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 def map_privately(fd: int, size: int) -> memoryview:
@@ -121,6 +150,53 @@ def forget_signals() -> None:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def be_deaf() -> dict[int, Any]:
+    """Let the signals that ask a process to end, or to do something, pass by: a job may send them to its parent.
+
+    A handler and not `SIG_IGN`, which would be inherited by programs. A handler that was not set from Python stays.
+
+    Returns:
+        What handled them before, for `hear_again`.
+    """
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _POLITE}
+    heard = {number: handler for number, handler in before.items() if handler is not None}
+    for number in heard:
+        signal.signal(number, _pass_by)
+    return heard
+
+
+def hear_again(handlers: dict[int, Any]) -> None:
+    """Undo `be_deaf`."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _pass_by(_number: int, _frame: object) -> None:
+    """Handle a signal by doing nothing."""
+
+
+def tell_of_children() -> int:
+    """A descriptor that becomes readable when a child of this process stops, ends or goes on."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, _pass_by)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading
+
+
+def go_on_if_stopped(pid: int) -> None:
+    """Continue a child that somebody has stopped."""
+    with contextlib.suppress(ChildProcessError):
+        if LINUX and os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None:
+            os.kill(pid, signal.SIGCONT)
+
+
+def keep_going(pid: int) -> None:
+    """Continue a child whenever somebody stops it. Returns when it has ended, and leaves it to be reaped."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == _CLD_STOPPED:  # type: ignore[union-attr]
+            os.kill(pid, signal.SIGCONT)
 
 
 def adopt_orphans() -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 1 << 16
 _MOST_FDS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _MOST_FDS)
-_LAST_WORDS_BYTES = 1 << 15
+_LAST_WORDS_CHARS = 1 << 14
 
 
 class Template:
@@ -45,18 +45,19 @@ class Template:
         self._load: Callable[[], Bundle]
         self._argv: list[str] = []
         self._streams = Streams()
+        self._handlers: dict[int, Any] = {}
 
     def run(self) -> None:
         """Load, then serve the supervisor until it is gone."""
         system.die_with(self._supervisor)
         system.adopt_orphans()
-        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES)
-        message, fds = json.loads(data), wire.descriptors(ancillary)
+        _, ancillary, _, _ = self._control.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES)
+        bundle_fd, init_fd = wire.descriptors(ancillary)
         try:
-            self._prepare(message, fds[0])
+            self._prepare(bundle_fd, init_fd)
         except BaseException as error:  # noqa: BLE001 - the user's imports raise anything
             text = traceback_text(error, unwind=0)
-            self._say(wire.TEMPLATE_FAILED, text=text[-_LAST_WORDS_BYTES:])
+            self._say(wire.TEMPLATE_FAILED, text=text[-_LAST_WORDS_CHARS:])
             return
         system.outlive_parent()
         self._selector.register(self._control, selectors.EVENT_READ)
@@ -65,6 +66,7 @@ class Template:
         self._undertaker.spare(tree.children(os.getpid()))
         gc.collect()
         gc.freeze()
+        self._handlers = system.be_deaf()
         self._say(wire.TEMPLATE_READY)
         while os.getppid() == self._supervisor:
             ready = {key.fd for key, _ in self._selector.select(self._undertaker.wait_s(monotonic()))}
@@ -75,15 +77,18 @@ class Template:
                 break
         self._undertaker.kill_all()
 
-    def _prepare(self, message: dict[str, Any], bundle_fd: int) -> None:
+    def _prepare(self, bundle_fd: int, init_fd: int) -> None:
         """Import and load what the workers need before the first of them is forked."""
+        message = json.loads(system.content_of(init_fd))
         sys.argv = message["sys_argv"]
         for name in message["preload"]:
             import_module(name)
         if message["start_method"] == "spawn":
-            os.set_inheritable(bundle_fd, True)  # noqa: FBT003 - the standard library's signature
-            self._argv = [*message["argv"], str(bundle_fd), json.dumps([message["version"], message["sys_argv"]])]
+            for fd in (bundle_fd, init_fd):
+                os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's signature
+            self._argv = [*message["argv"], str(bundle_fd), str(init_fd)]
             return
+        os.close(init_fd)
         bundle = loading.load_bundle(bundle_fd, message["version"])
         loading.refuse_cuda()
         loading.share_main(bundle)
@@ -113,6 +118,7 @@ class Template:
         """In the forked child: run the worker and never return."""
         code = 1
         try:
+            system.hear_again(self._handlers)
             template = os.getppid()
             os.setsid()
             system.die_with(template)

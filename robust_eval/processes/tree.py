@@ -98,9 +98,13 @@ def freeze(pid: int) -> list[int]:
 
 
 def kill_below(pid: int) -> bool:
-    """Kill everything below a process, but not the trackers of its shared memory. Whether there was anything."""
+    """Kill everything below a process, but not the trackers of its shared memory. Whether there was anything.
+
+    A tracker that was stopped with the tree goes on: it has to unlink what the dead have left.
+    """
     below = descendants(pid)
-    signal_all((child for child in below if not is_tracker(child)), signal.SIGKILL)
+    for child in below:
+        signal_all([child], signal.SIGCONT if is_tracker(child) else signal.SIGKILL)
     return bool(below)
 
 

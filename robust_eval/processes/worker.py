@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from robust_eval.errors import JobStop
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
-from robust_eval.processes.hygiene import Baseline, Randomness
+from robust_eval.processes.hygiene import Baseline, Builtins, Randomness
 from robust_eval.processes.layout import (
     BEGUN_AT,
     CHANNEL_LOST_CODE,
@@ -108,6 +108,7 @@ class Worker:
         self._clear_refs = _open_clear_refs()
         self._output = output
         self._output_level: int | None = None
+        self._builtins = Builtins()
         self._baseline: Baseline | None = None
         self._streams = streams
         streams.take(output)
@@ -124,7 +125,7 @@ class Worker:
             return
         tasks_left = settings["max_tasks_per_child"]
         if tasks_left != 1:  # else there is no next job that could meet anything
-            self._baseline = Baseline()
+            self._baseline = Baseline(self._builtins)
         self._helpers = children()
         self._reset_peak()
         self._output_level = self._measure_output()
@@ -174,7 +175,7 @@ class Worker:
         was_long = ended_at - begun_at > _LONG_JOB_S
         # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
         left = left or (was_long and not system.adopts_orphans())
-        leaving = last or self._is_changed(thoroughly=was_long)
+        leaving = last or (self._baseline is not None and self._baseline.is_changed(thoroughly=was_long))
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
         self._send(wire.RESULT, (flags, failure), parcel, job_id, (begun_at, ended_at, peak_bytes))
         if left:
@@ -186,13 +187,6 @@ class Worker:
             self._reset_peak()
         return True
 
-    def _is_changed(self, *, thoroughly: bool) -> bool:
-        """Whether the job left something behind that the next one would meet."""
-        known = self._baseline
-        if known is None:
-            return False
-        return known.changed() is not None or (thoroughly and known.changed_thoroughly() is not None)
-
     def _call(self, packet: wire.Packet, runner: Callable[..., Any]) -> tuple[int, Parcel]:
         """Everything of the job that runs the user's code, its objects' last breaths included."""
         try:
@@ -202,7 +196,7 @@ class Worker:
             finally:
                 self._in_user_code = False
         except BaseException as error:  # noqa: BLE001 - around the user's function
-            blamed = blame(error, unwind=3)
+            blamed = blame(error, unwind=3, stop_requested=self.stop_requested())
             return _KINDS[blamed.kind], pack_plain(blamed.fields)
         return 0, parcel
 
@@ -213,7 +207,10 @@ class Worker:
             raise
         except BaseException as error:  # the user's __setstate__, which may raise SystemExit
             raise Unpicklable("configuration", error) from error
-        result = runner(arguments, self)
+        try:
+            result = runner(arguments, self)
+        finally:
+            self._builtins.restore()
         del arguments
         try:
             parcel = pack(result)
@@ -358,7 +355,7 @@ def children() -> frozenset[int]:
     """The living children of this process; the dead ones are reaped. Costs 2 us where there are none."""
     try:
         os.waitid(os.P_ALL, 0, _ANY_CHILD)
-        while os.waitpid(-1, os.WNOHANG)[0]:
+        while os.waitpid(-1, os.WNOHANG | _WALL)[0]:
             pass
     except ChildProcessError:
         return frozenset()

@@ -1,0 +1,17 @@
+"""What a supervisor starts templates and workers with."""
+
+from typing import Any, NamedTuple
+
+
+class Settings(NamedTuple):
+    """What templates and workers are started with."""
+
+    argv: list[str]
+    environment: dict[str, str]
+    init: dict[str, Any]
+    bundle_fd: int
+    ledger_fd: int
+    worker_env: list[dict[str, str]]
+    worker_seed: int | None
+    max_tasks_per_child: int | None
+    descriptor_limit: tuple[int, int] | None

@@ -1,0 +1,62 @@
+"""What a job must find as its predecessors found it."""
+
+import faulthandler
+import gc
+import hashlib
+import locale
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+from robust_eval.processes.layout import COOKIE
+
+_BUILTINS = {name: __builtins__[name] for name in ("open", "print", "__import__", "len")}  # type: ignore[index]
+_LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+
+def worker_state() -> str:
+    """The state of this process in one line, the same in every worker that no job has changed."""
+    return repr({**_of_the_process(), **_of_the_interpreter()})
+
+
+def _of_the_process() -> dict[str, object]:
+    (umask,) = re.findall(r"Umask:\s+(\d+)", Path("/proc/self/status").read_text())
+    # A supervisor that follows a dead one marks its own with a name of its own.
+    environment = sorted(item for item in os.environ.items() if item[0] != COOKIE)
+    return {
+        "directory": os.getcwd(),  # noqa: PTH109
+        "environment": hashlib.sha256(repr(environment).encode()).hexdigest()[:8],
+        "umask": umask,
+        "handled": [n for n in signal.valid_signals() if signal.getsignal(n) not in {signal.SIG_DFL, signal.SIG_IGN}],
+        "masked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "timers": [signal.getitimer(timer) for timer in _TIMERS],
+        "limits": [resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in _LIMITS],
+        "scheduling": (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)),
+        "user": (os.getresuid(), os.getresgid()),
+        "descriptors": [Path(f"/proc/self/fd/{fd}").exists() for fd in range(3)],
+        "blocking": [os.get_blocking(fd) for fd in range(3)],
+    }
+
+
+def _of_the_interpreter() -> dict[str, object]:
+    hooks = (sys.excepthook is sys.__excepthook__, sys.unraisablehook is sys.__unraisablehook__)
+    stdout, stderr = sys.stdout, sys.stderr
+    return {
+        "threads": threading.active_count(),
+        "collector": (gc.isenabled(), len(gc.callbacks)),
+        "recursion": sys.getrecursionlimit(),
+        "traced": (type(sys.gettrace()), type(sys.getprofile())),
+        "hooks": (*hooks, threading.excepthook is threading.__excepthook__),
+        "streams": [(type(stream).__name__, stream.closed, stream.encoding) for stream in (stdout, stderr)],
+        "builtins": [name for name, value in _BUILTINS.items() if __builtins__[name] is not value],  # type: ignore[index]
+        "modules": ("os" in sys.modules, bool(sys.path), bool(sys.meta_path)),
+        "warnings": [entry for entry in warnings.filters if entry[0] == "error"],
+        "locale": locale.setlocale(locale.LC_ALL),
+        "faulthandler": faulthandler.is_enabled(),
+    }
