@@ -101,6 +101,7 @@ class Ledger:
         elsewhere: for jobs that run in a backend which can end them: says of a job that it does so
             now, and that the backend will settle it when the budget runs out. ``None`` for jobs that
             run here and can only be abandoned.
+        begun: told of each job before it begins.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class Ledger:
         deliver: Callable[[Job], None],
         *,
         elsewhere: Callable[[Job], bool] | None = None,
+        begun: Callable[[Job], None] | None = None,
     ) -> None:
         self._deliver = deliver
+        self._begun = begun
         self._elsewhere = elsewhere
         self._lock = threading.Lock()
         self._open: dict[int, Work] = {}
@@ -130,7 +133,10 @@ class Ledger:
         with self._lock:
             if not work.settled:
                 work.began_at = time.monotonic()
-            return not work.settled
+            begins = not work.settled
+        if begins and self._begun is not None:
+            self._begun(work.job)
+        return begins
 
     def deliver(self, work: Work, apply: Callable[[Job], None]) -> None:
         """Settle a job, unless somebody else has: ``apply`` writes the outcome on it."""

@@ -64,9 +64,9 @@ class SqliteStorage(DurableStorage):
         StorageError: from ``connect()`` on: the file cannot be opened, read or written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
-        if not isinstance(path, str | os.PathLike) or not str(path) or str(path) == ":memory:":
+        if not isinstance(path, str | Path) or str(path) in {"", ".", ":memory:"}:
             raise InvalidArgumentType(f"path={bounded_repr(path)} is no file. Pass the path of a file, runs.db say.")
         self.path = Path(path).resolve()
         if not self.path.parent.is_dir():
@@ -212,10 +212,10 @@ class SqliteStorage(DurableStorage):
             db.execute(f"UPDATE jobs SET {column} = ? WHERE search = ? AND number = ?", (new(found[0]), *place))  # noqa: S608
             if column == "out":
                 # A job that no driver answers for has settled once somebody stored its objective.
-                self._settle(db, place, "driver IS NULL")
+                self._settle(db, place)
 
     @staticmethod
-    def _settle(db: sqlite3.Connection, place: tuple[int, int], condition: str) -> None:
+    def _settle(db: sqlite3.Connection, place: tuple[int, int]) -> None:
         db.execute("UPDATE searches SET settled = settled + 1 WHERE id = ?", place[:1])
         db.execute(
             "UPDATE jobs SET settled = (SELECT searches.settled FROM searches WHERE searches.id = jobs.search) "
