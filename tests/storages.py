@@ -1,13 +1,17 @@
 """What the contract of storages is tried with: each kind, values of every kind, and what is the same value."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from servers import redis_server
 
-KINDS = ("memory", "sqlite")
+KINDS = ("memory", "redis", "sqlite")
 
 _ATOMS = (
     st.none()
@@ -35,6 +39,16 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 CONFIGS = st.dictionaries(st.text(max_size=3), VALUES, max_size=3)
+
+
+@contextmanager
+def url_of(kind: str, folder: Path) -> Iterator[str]:
+    """Give the URL of an empty storage of a kind, for as long as the block lasts."""
+    if kind == "redis":
+        with redis_server(folder) as server:
+            yield server.url
+    else:
+        yield {"memory": "memory://", "sqlite": f"sqlite:///{folder / 'runs.db'}"}[kind]
 
 
 def same(left: Any, right: Any) -> bool:

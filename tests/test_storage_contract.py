@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from storages import CONFIGS, KINDS, VALUES, same
+from storages import CONFIGS, KINDS, VALUES, same, url_of
 
 from robust_eval.storage import Storage
 
@@ -25,11 +25,11 @@ def kind(request):
 
 @pytest.fixture
 def storage(kind, tmp_path):
-    kwargs = {"sqlite": {"path": tmp_path / "runs.db"}}.get(kind, {})
-    storage = Storage.create(kind, kwargs).connect()
-    yield storage
-    if hasattr(storage, "close"):
-        storage.close()
+    with url_of(kind, tmp_path) as url:
+        storage = Storage.from_url(url).connect()
+        yield storage
+        if kind != "memory":
+            storage.close()
 
 
 def test_the_storage_tests_of_deephyper(storage):

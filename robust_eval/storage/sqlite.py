@@ -219,7 +219,7 @@ class SqliteStorage(DurableStorage):
         db.execute("UPDATE searches SET settled = settled + 1 WHERE id = ?", place[:1])
         db.execute(
             "UPDATE jobs SET settled = (SELECT searches.settled FROM searches WHERE searches.id = jobs.search) "
-            f"WHERE search = ? AND number = ? AND settled IS NULL AND {condition}",
+            "WHERE search = ? AND number = ? AND settled IS NULL AND driver IS NULL",
             place,
         )
 
