@@ -137,7 +137,6 @@ class Search:
             rows = Counter(int(row["p:x"]) for row in csv.DictReader(file))
         if rows != dict.fromkeys(range(JOBS), 1):
             self.broken.append(f"rows of the configurations: {rows}")
-        self.broken += [f"left behind: {path.name}" for path in self.folder.glob("*-begun-*")]
 
     def _load(self) -> dict[str, Any]:
         storage: Storage = SqliteStorage(self.folder / "runs.db").connect()

@@ -67,6 +67,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
         jobs: every job that was submitted.
         jobs_done: the jobs that were gathered and not yet dumped.
         job_id_gathered: the ids of all jobs that were gathered.
+        num_jobs_skipped: how many configurations ``skip_done`` has left out.
         num_objective: how many objectives the CSV has; found out by itself unless set.
     """
 
@@ -208,8 +209,9 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             if self._closed:
                 raise EvaluatorClosed("This evaluator is closed: make a new one to submit jobs.")
             if skip_done:
-                self.num_jobs_skipped += len(checked)
+                asked_for = len(checked)
                 checked = self._repeats.without(checked, self.jobs)
+                self.num_jobs_skipped += asked_for - len(checked)
             jobs = [self._job_class("", config, self.run_function) for config in checked]
             for job, job_id in zip(jobs, self._ids_of(jobs), strict=True):
                 job.id = job_id

@@ -132,6 +132,11 @@ class Keeper:
             if len(self._gathered) == 1:
                 self._changed.notify_all()
 
+    @property
+    def fails(self) -> bool:
+        """Whether the last attempt to write has failed."""
+        return self._error is not None
+
     def check(self) -> None:
         """Tell once that the storage fails.
 
@@ -144,10 +149,9 @@ class Keeper:
             raise StorageError(f"{error} Outcomes can be gathered all the same, but do not outlive this program yet.")
 
     def sync(self) -> None:
-        """Write what is left where no thread does it any more: after the close."""
+        """Write what is left where no thread does it any more: after the close. An error is told by `check`."""
         if self._closing and self._pid == os.getpid() and (self._outcomes or self._gathered):
             self._write([])
-            self._raise_unwritten()
 
     def expect(self, numbers: Mapping[int, str]) -> None:
         """Say which job each number of a pool is, before the pool gets it; its workers note what they begin."""
@@ -280,6 +284,7 @@ class Keeper:
     def _raise_unwritten(self) -> None:
         if self._error is not None:
             left = len(self._outcomes)
+            self._is_told = True
             raise StorageError(
                 f"{self._error} {left} outcome(s) could not be stored: gather and dump them now; "
                 "a resumed search would run their jobs again."

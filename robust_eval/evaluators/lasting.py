@@ -98,6 +98,8 @@ class Lasting:
         configs = [job.config for job in jobs]
         if self._keeper is None:
             return self._storage.create_new_jobs(self._search_id, configs)
+        if not self.jobs:
+            self._keep_clock()
         return self._keeper.submit(configs)
 
     def _record(self, job: Job) -> None:
@@ -146,10 +148,13 @@ class Lasting:
 
     def _restore_clock(self) -> None:
         """Count timestamps from when the search began, in all of its drivers."""
-        if self.jobs:
-            return
-        try:
+        self._keep_clock()
+        if not self.jobs:
             self.timestamp = float(self._storage.load_search_value(self._search_id, _TIMESTAMP))
+
+    def _keep_clock(self) -> None:
+        try:
+            self._storage.load_search_value(self._search_id, _TIMESTAMP)
         except KeyError:
             self._storage.store_search_value(self._search_id, _TIMESTAMP, self.timestamp)
 
@@ -222,8 +227,9 @@ class Lasting:
 
     def _look_for_others_if_possible(self) -> None:
         # What gather is for must not wait for a storage that fails; the keeper tells of that.
-        with contextlib.suppress(StorageError):
-            self._look_for_others()
+        if self._keeper is None or not self._keeper.fails:
+            with contextlib.suppress(StorageError):
+                self._look_for_others()
 
     def _look_for_others(self) -> None:
         driver = None if self._keeper is None else self._keeper.driver

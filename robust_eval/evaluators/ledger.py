@@ -123,13 +123,11 @@ class Ledger:
         """Take jobs; each will be settled once from now on."""
         with self._lock:
             self._open.update((id(work), work) for work in works)
-        if self._is_spent():
-            self._spend()
+        self._spend()
 
     def begin(self, work: Work) -> bool:
         """Say that a job begins now; false when it must not, because it is settled already."""
-        if self._is_spent():
-            self._spend()
+        self._spend()
         with self._lock:
             if not work.settled:
                 work.began_at = time.monotonic()
@@ -163,7 +161,7 @@ class Ledger:
                 self._alarm = None
             self._deadline_at = None if seconds is None else time.monotonic() + seconds
             if seconds is not None:
-                self._alarm = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._ring)
+                self._alarm = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._spend)
                 self._alarm.name, self._alarm.daemon = "robust_eval-budget", True
                 self._alarm.start()
 
@@ -181,13 +179,12 @@ class Ledger:
         deadline_at = self._deadline_at
         return deadline_at is not None and time.monotonic() >= deadline_at
 
-    def _ring(self) -> None:
-        # A budget that was changed a moment ago has an alarm of its own.
-        if self._is_spent():
-            self._spend()
-
     def _spend(self) -> None:
-        for work in self._works():
+        """Give up what is open, if the budget is spent."""
+        with self._lock:
+            # In one step: a budget that was changed a moment ago has an alarm of its own, and jobs of its own.
+            spent = list(self._open.values()) if self._is_spent() else ()
+        for work in spent:
             if work.began_at is not None and self._elsewhere is not None and self._elsewhere(work.job):
                 continue
             kind: FailureKind = "timeout" if self._elsewhere is None else "cancelled"

@@ -73,6 +73,7 @@ class SqliteStorage(DurableStorage):
             raise InvalidArgument(f"path={str(path)!r}: there is no directory {self.path.parent}. Make it first.")
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._inherited: sqlite3.Connection | None = None
         self._pid = -1
 
     def __repr__(self) -> str:
@@ -107,7 +108,8 @@ class SqliteStorage(DurableStorage):
             connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection, self._pid = connection, os.getpid()
+            # A connection that a fork brought along is the parent's: it is kept, and never used or closed here.
+            self._inherited, self._connection, self._pid = self._connection, connection, os.getpid()
         return self._connection
 
     @contextlib.contextmanager
