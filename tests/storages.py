@@ -51,7 +51,7 @@ def url_of(kind: str, folder: Path) -> Iterator[str]:
         yield {"memory": "memory://", "sqlite": f"sqlite:///{folder / 'runs.db'}"}[kind]
 
 
-def same(left: Any, right: Any) -> bool:
+def same(left: Any, right: Any) -> bool:  # noqa: PLR0911  one return for each kind
     """Whether two values are of one type and one value, nan being nan."""
     if isinstance(left, np.ndarray | np.generic) and not isinstance(left, str | bytes):
         if type(left) is not type(right) or left.dtype != right.dtype or left.shape != right.shape:

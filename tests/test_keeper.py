@@ -89,7 +89,7 @@ def test_a_configuration_that_cannot_be_stored_is_refused(storage):
 
 
 def test_a_full_disk_costs_no_outcome(storage):
-    """gather tells it once and then gives all; submit refuses; with room again everything is written."""
+    """A gather tells it, the next gives all; submit refuses; with room again everything is written."""
     go = threading.Event()
 
     def run(job):
@@ -341,7 +341,7 @@ def test_an_evaluator_without_its_storage_does_not_begin(tmp_path):
     with pytest.raises(StorageError, match="choose another path"):
         Evaluator.create(double, "serial", {"storage": f"sqlite:///{tmp_path}/text"})
     for url in ("sqlite://runs.db", "sqlite:///", "mysql://x/y", "memory", "redis://"):
-        with pytest.raises(InvalidArgument, match="sqlite:///runs.db"):
+        with pytest.raises(InvalidArgument, match=r"sqlite:///runs\.db"):
             Evaluator.create(double, "serial", {"storage": url})
     with pytest.raises(RobustEvalError, match="no file"):
         Storage.from_url("sqlite:///:memory:")

@@ -111,7 +111,8 @@ def run(job, driver):
 
 storage = Storage.from_url({url!r}).connect()
 search_id = (storage.load_all_search_ids() or [None])[0]
-kwargs = {{"storage": storage, "search_id": search_id, "max_attempts": 2, "run_function_kwargs": {{"driver": os.getpid()}}}}
+kwargs = {{"storage": storage, "search_id": search_id, "max_attempts": 2}}
+kwargs["run_function_kwargs"] = {{"driver": os.getpid()}}
 evaluator = Evaluator.create(run, {method!r}, kwargs)
 found = evaluator.resume()
 evaluator.submit([{{"x": x}} for x in range(4)], skip_done=True)
@@ -195,7 +196,7 @@ def test_limits_are_given_to_what_runs_again(url):
 
 def test_resume_needs_a_storage_that_lasts(url):
     """The refusal says which one to take; a closed evaluator refuses, too."""
-    with Evaluator.create(double) as evaluator, pytest.raises(InvalidArgument, match="sqlite:///runs.db"):
+    with Evaluator.create(double) as evaluator, pytest.raises(InvalidArgument, match=r"sqlite:///runs\.db"):
         evaluator.resume()
     evaluator = Evaluator.create(double, "serial", {"storage": url})
     evaluator.close()

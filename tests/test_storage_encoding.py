@@ -1,6 +1,7 @@
 import enum
 import json
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ class Colour(enum.IntEnum):
 
 class Name(str):
     __slots__ = ()
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
 
 
 class Share(float):
@@ -60,7 +66,7 @@ def test_a_stored_configuration_is_the_same_by_value(config):
         (Name("a"), "a"),
         (Share(0.5), 0.5),
         (OrderedDict(a=1), {"a": 1}),
-        (namedtuple("Point", "x y")(1, 2), (1, 2)),
+        (Point(1, 2), (1, 2)),
         (np.str_("a"), "a"),
         (np.bytes_(b"a"), b"a"),
     ],

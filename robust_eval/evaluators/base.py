@@ -103,7 +103,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
         retries = Retries.parse(max_retries, retry_on)
         self.num_workers = parse_count("num_workers", num_workers)
         kept = connected(storage)
-        Lasting.__init__(self, kept, known_search(kept, search_id), max_attempts)
+        Lasting.__init__(self, kept, known_search(kept, search_id), max_attempts, owned=isinstance(storage, str))
         Backend.__init__(self, retries, tally, self._keeper)
         self.run_function = run_function
         self.run_function_kwargs = {} if run_function_kwargs is None else dict(run_function_kwargs)

@@ -81,13 +81,15 @@ class Keeper:
     Args:
         storage: connected.
         search_id: the search.
+        owned: whether the storage is this driver's alone, and closed with it.
 
     Attributes:
         driver: this driver's id in the storage.
         begun_log: the file in which workers note what they begin.
     """
 
-    def __init__(self, storage: DurableStorage, search_id: str) -> None:
+    def __init__(self, storage: DurableStorage, search_id: str, *, owned: bool) -> None:
+        self._owned = owned
         self._storage = storage
         self._search_id = search_id
         self._pid = os.getpid()
@@ -105,9 +107,9 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def of(cls, storage: Storage, search_id: str) -> Keeper | None:
+    def of(cls, storage: Storage, search_id: str, *, owned: bool) -> Keeper | None:
         """Give a keeper where the storage is durable."""
-        return cls(storage, search_id) if isinstance(storage, DurableStorage) else None
+        return cls(storage, search_id, owned=owned) if isinstance(storage, DurableStorage) else None
 
     # -- from the thread that submits and gathers
 
@@ -152,6 +154,7 @@ class Keeper:
         """Write what is left where no thread does it any more: after the close. An error is told by `check`."""
         if self._closing and self._pid == os.getpid() and (self._outcomes or self._gathered):
             self._write([])
+            self._let_go()
 
     def expect(self, numbers: Mapping[int, str]) -> None:
         """Say which job each number of a pool is, before the pool gets it; its workers note what they begin."""
@@ -272,7 +275,12 @@ class Keeper:
         except StorageError as error:
             self._error = self._error or error
         self._begun.close()
+        self._let_go()
         self._raise_unwritten()
+
+    def _let_go(self) -> None:
+        if self._owned:
+            self._storage.close()
 
     def close_quietly(self) -> None:
         """Do the same where nobody hears of an error: when the evaluator is dropped."""

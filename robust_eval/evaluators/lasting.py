@@ -1,4 +1,4 @@
-"""The half of an evaluator that outlives its driver: resume, what was done before, what others do, a stop in good order."""
+"""The half of an evaluator that outlives its driver: resume, what was done before, what others do, SIGTERM."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class Lasting:
         storage: where the jobs are kept.
         search_id: the search.
         max_attempts: in how many drivers that die a job may run.
+        owned: whether the storage is closed with the evaluator.
     """
 
     jobs: list[Job]
@@ -67,11 +68,11 @@ class Lasting:
     _submitting: threading.RLock
     _closed: bool
 
-    def __init__(self, storage: Storage, search_id: str, max_attempts: int) -> None:
+    def __init__(self, storage: Storage, search_id: str, max_attempts: int, *, owned: bool) -> None:
         self._max_attempts = parse_count("max_attempts", max_attempts)
         self._storage = storage
         self._search_id = search_id
-        self._keeper = Keeper.of(storage, search_id)
+        self._keeper = Keeper.of(storage, search_id, owned=owned)
         self._repeats = Repeats(storage, search_id)
         self._others: list[Job] = []
         self._others_seen: set[str] = set()

@@ -11,7 +11,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robust_eval.errors import InvalidOutput, RobustEvalError, bounded_repr
-from robust_eval.evaluators.arrivals import Arrivals, Mailbox
 from robust_eval.evaluators.lanes import CoroutineLane
 from robust_eval.evaluators.ledger import Ledger, Retries, Work
 from robust_eval.evaluators.loop import LoopThread
@@ -20,6 +19,8 @@ from robust_eval.objective import standardize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from robust_eval.evaluators.arrivals import Arrivals, Mailbox
 
 
 class Executing(Protocol):

@@ -69,7 +69,7 @@ def encode_lossy(value: Any) -> str:
         return text
     try:
         return _encoded(value, "value", _shown)
-    except InvalidArgument:  # too deep, or in a circle
+    except Exception:  # noqa: BLE001  too deep, in a circle, or a class of the user's that raises: nothing else is lost
         return _dumps(_shown(value, ""))
 
 
@@ -102,7 +102,7 @@ def digest(value: Any) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-def _flat(value: Any) -> str | None:
+def _flat(value: Any) -> str | None:  # noqa: PLR0911  one return for each reason
     """Encode a plain dict of plain values, which is nearly every configuration; ``None`` for all else."""
     if type(value) is not dict:
         if type(value) is float and math.isfinite(value):
@@ -141,7 +141,7 @@ def _shown(value: Any, _path: str) -> Any:
     return {"$repr": bounded_repr(value)}
 
 
-def _tagged(value: Any, path: str, otherwise: _Walk) -> Any:
+def _tagged(value: Any, path: str, otherwise: _Walk) -> Any:  # noqa: PLR0911  one return for each kind
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return value
@@ -248,7 +248,7 @@ def _canonical(value: Any, path: str) -> Any:
     return _ordered(_untagged(tagged))
 
 
-def _ordered(value: Any) -> Any:
+def _ordered(value: Any) -> Any:  # noqa: PLR0911  one return for each kind
     kind = type(value)
     if kind in (str, bool) or value is None:
         return value

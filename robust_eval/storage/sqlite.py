@@ -66,7 +66,7 @@ class SqliteStorage(DurableStorage):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        if not isinstance(path, str | Path) or str(path) in {"", ".", ":memory:"}:
+        if str(path) in {"", ".", ":memory:"}:
             raise InvalidArgumentType(f"path={bounded_repr(path)} is no file. Pass the path of a file, runs.db say.")
         self.path = Path(path).resolve()
         if not self.path.parent.is_dir():
