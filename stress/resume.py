@@ -1,8 +1,9 @@
 """Drivers killed with SIGKILL at random instants: `python -m stress.resume --kills 300`.
 
-One search after the other. A driver resumes the search, submits what is not done, gathers and dumps; it is killed after
-a random time and another one takes its place, until one comes to the end. Seeded: the instants are drawn from the seed,
-what happens by then is the machine's. Broken promises are listed:
+One search after the other. A driver resumes the search, submits what is not done, gathers and dumps; it is killed at a
+random instant and another one takes its place, until one comes to the end. One in four is killed at any time from its
+start on, the others once they have begun to gather. Seeded: the instants are drawn from the seed, what happens by then is
+the machine's. Broken promises are listed:
 
 - what was settled when a driver died stays settled with the same outcome, and is not run again;
 - what `gather` gave is in the storage;
@@ -23,8 +24,9 @@ from typing import Any
 
 from robust_eval import Evaluator, RunningJob, SqliteStorage
 
-JOBS = 120
-LONGEST_S = 0.6
+JOBS = 300
+LONGEST_S = 0.2
+START_S = 0.5
 METHODS = ("process", "process", "thread")
 _END_S = 60.0
 
@@ -53,6 +55,7 @@ def drive(folder: Path, method: str, turn: int) -> None:
     with Evaluator.create(run, method, limits) as evaluator, (folder / "given").open("a", buffering=1) as given:
         evaluator.resume()
         evaluator.submit([{"x": x} for x in range(JOBS)], skip_done=True)
+        (folder / f"ready-{turn}").touch()
         while evaluator.num_jobs_gathered < evaluator.num_jobs_submitted:
             jobs = evaluator.gather("BATCH", 1)
             given.writelines(f"{job.config['x']}\n" for job in jobs)
@@ -65,12 +68,10 @@ class Search:
 
     Args:
         folder: its own.
-        method: of evaluation.
     """
 
-    def __init__(self, folder: Path, method: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.method = method
         self.broken: list[str] = []
         self._turn = 0
         self._settled: dict[str, Any] = {}
@@ -78,32 +79,34 @@ class Search:
         storage.create_new_search()
         storage.close()
 
-    def turn(self, lives_s: float) -> bool:
-        """Let one driver live for so long. True when it came to its end before."""
+    def turn(self, method: str, lives_s: float, *, from_ready: bool) -> bool:
+        """Let one driver live for so long, from its start or from when it is ready. True when it came to its end."""
         self._turn += 1
         pid = os.fork()
         if not pid:
             code = 1
             try:
-                drive(self.folder, self.method, self._turn)
+                drive(self.folder, method, self._turn)
                 code = 0
             finally:
                 os._exit(code)
-        finished = self._wait(pid, lives_s)
+        finished = from_ready and self._wait(pid, _END_S, self.folder / f"ready-{self._turn}")
+        finished = finished or self._wait(pid, lives_s)
+        if not finished:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         self._look()
         return finished
 
-    def _wait(self, pid: int, lives_s: float) -> bool:
+    def _wait(self, pid: int, lives_s: float, ready: Path | None = None) -> bool:
         ends_at = time.monotonic() + lives_s
-        while time.monotonic() < ends_at:
+        while time.monotonic() < ends_at and not (ready and ready.exists()):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 if status:
                     self.broken.append(f"driver {self._turn} ended with status {status}")
                 return True
             time.sleep(0.001)  # a random instant, to a millisecond
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
         return False
 
     def _look(self) -> None:
@@ -160,10 +163,14 @@ def play(kills: int, seed: int) -> tuple[list[str], int]:
     searches = killed = 0
     while killed < kills:
         with tempfile.TemporaryDirectory() as folder:
-            search = Search(Path(folder), METHODS[searches % len(METHODS)])
-            while killed < kills and not search.turn(rng.uniform(0, LONGEST_S)):
-                killed += 1
-            if killed == kills and not search.turn(_END_S):
+            search = Search(Path(folder))
+            finished = False
+            while killed < kills and not finished:
+                from_ready = rng.random() < 0.75
+                lives_s = rng.uniform(0, LONGEST_S if from_ready else START_S)
+                finished = search.turn(rng.choice(METHODS), lives_s, from_ready=from_ready)
+                killed += not finished
+            if not finished and not search.turn("process", _END_S, from_ready=False):
                 search.broken.append("the last driver did not come to its end")
             search.finish()
             broken += search.broken

@@ -14,7 +14,7 @@ from robust_eval import Callback, Evaluator, ProcessPoolEvaluator, SerialEvaluat
 from robust_eval.errors import InvalidArgument, RobustEvalError, StorageError
 from robust_eval.evaluators import keeper as keeping
 from robust_eval.evaluators.presence import dead_among, identity, lives
-from robust_eval.processes.begun import BegunLog, read_begun
+from robust_eval.processes.begun import VARIABLE, BegunLog, note_begun, open_begun, read_begun
 from robust_eval.storage.durable import Driver
 
 
@@ -329,8 +329,30 @@ def test_the_log_tells_what_began(tmp_path):
         file.write(b"torn")
     assert read_begun(tmp_path / "log") == {20}
     log.close()
-    log.close()
+    log.close()  # free to be called again
     assert read_begun(tmp_path / "log") == set()
+
+
+def test_a_worker_notes_what_it_begins(tmp_path, monkeypatch):
+    """Its children, who inherit its environment, have no log; nor has a worker whose log cannot be opened."""
+    log = BegunLog(tmp_path / "log")
+    log.expect([(0, 10), (1, 11)])
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))
+    fd = open_begun()
+    note_begun(fd, 1)
+    os.close(fd)
+    assert open_begun() == -1
+    note_begun(-1, 0)
+    assert read_begun(tmp_path / "log") == {11}
+    log.close()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))
+    assert open_begun() == -1
+
+
+def test_a_name_that_is_not_there():
+    """The lazy package says so as any other."""
+    with pytest.raises(ImportError, match="PaperStorage"):
+        from robust_eval.storage import PaperStorage  # noqa: F401
 
 
 def test_an_evaluator_without_its_storage_does_not_begin(tmp_path):

@@ -13,7 +13,7 @@ from storages import CONFIGS, KINDS, VALUES, same, url_of
 from robust_eval.storage import Storage
 
 EMPTY = {"in": None, "out": None, "metadata": {}, "intermediate": {"budget": [], "objective": []}}
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 KEYS = st.text(st.characters(), max_size=3).filter(lambda key: key not in EMPTY)
 METADATA = st.dictionaries(st.text(max_size=3), VALUES, max_size=3)
 
@@ -238,6 +238,6 @@ def test_whatever_is_stored_is_loaded(storage):
     run_state_machine_as_test(
         lambda: Storing(storage),
         settings=settings(
-            max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

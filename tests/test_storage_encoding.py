@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from storages import CONFIGS, VALUES, same
 
 from robust_eval.errors import InvalidArgument, StorageError
 from robust_eval.storage.encoding import decode, digest, encode, encode_lossy
+
+QUICK = settings(max_examples=50, deadline=None)
 
 
 class Colour(enum.IntEnum):
@@ -30,6 +32,7 @@ class Share(float):
     __slots__ = ()
 
 
+@QUICK
 @given(VALUES)
 def test_what_is_encoded_comes_back(value):
     """Type and value, nested as deeply as may be; and the text is JSON of ASCII characters without NaN."""
@@ -47,12 +50,14 @@ def test_an_integer_of_any_size_comes_back(sign):
     assert digest({"n": value}) != digest({"n": value + 1})
 
 
+@QUICK
 @given(VALUES)
 def test_the_lossless_and_the_lossy_form_are_one(value):
     """Nothing that has an encoding is replaced by its repr."""
     assert encode_lossy(value) == encode(value)
 
 
+@QUICK
 @given(CONFIGS)
 def test_a_stored_configuration_is_the_same_by_value(config):
     """So that a configuration that ran is found in any storage."""

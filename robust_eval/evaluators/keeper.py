@@ -103,7 +103,7 @@ class Keeper:
         self._error: StorageError | None = None
         self._is_told = False
         self._beat_at = time.monotonic() + BEAT_S
-        self._closing = False
+        self._closing = self._has_left = False
         self._thread: threading.Thread | None = None
 
     @classmethod
@@ -263,11 +263,11 @@ class Keeper:
         if self._pid != os.getpid():
             return
         with self._changed:
-            first, self._closing = not self._closing, True
+            self._closing = True
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_CLOSE_S)
-        if not first:
+        if self._has_left:
             return
         self._write(self._taken())
         try:
@@ -275,6 +275,7 @@ class Keeper:
         except StorageError as error:
             self._error = self._error or error
         self._begun.close()
+        self._has_left = True
         self._let_go()
         self._raise_unwritten()
 
