@@ -2,7 +2,7 @@
 
 One search after the other. A driver resumes the search, submits what is not done, gathers and dumps; it is killed at a
 random instant and another one takes its place, until one comes to the end. One in four is killed at any time from its
-start on, the others once they have begun to gather. Seeded: the instants are drawn from the seed, what happens by then is
+start on, the others once they gather. Seeded: the instants are drawn from the seed, what happens by then is
 the machine's. Broken promises are listed:
 
 - what was settled when a driver died stays settled with the same outcome, and is not run again;

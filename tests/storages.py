@@ -51,7 +51,7 @@ def url_of(kind: str, folder: Path) -> Iterator[str]:
         yield {"memory": "memory://", "sqlite": f"sqlite:///{folder / 'runs.db'}"}[kind]
 
 
-def same(left: Any, right: Any) -> bool:  # noqa: PLR0911  one return for each kind
+def same(left: Any, right: Any) -> bool:  # noqa: C901, PLR0911  one return for each kind
     """Whether two values are of one type and one value, nan being nan."""
     if isinstance(left, np.ndarray | np.generic) and not isinstance(left, str | bytes):
         if type(left) is not type(right) or left.dtype != right.dtype or left.shape != right.shape:
@@ -59,13 +59,15 @@ def same(left: Any, right: Any) -> bool:  # noqa: PLR0911  one return for each k
         return left.tobytes() == right.tobytes() or np.array_equal(left, right, equal_nan=left.dtype.kind in "fc")
     if isinstance(left, str | bytes):
         return isinstance(right, str | bytes) and left == right
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(same, left, right))
     if type(left) is not type(right):
         return False
     if isinstance(left, float):
         return left == right or (math.isnan(left) and math.isnan(right))
     if isinstance(left, complex):
         return same(left.real, right.real) and same(left.imag, right.imag)
-    if isinstance(left, list | tuple):
+    if isinstance(left, list):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, dict):
         return same(list(left), list(right)) and same(list(left.values()), list(right.values()))

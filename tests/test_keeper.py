@@ -78,6 +78,26 @@ def test_what_a_job_was_comes_back_whole(storage):
     assert "ValueError: too large" in bad.failure.traceback
 
 
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+def test_a_job_in_a_worker_uses_the_storage_of_its_driver(kind, tmp_path):
+    """What it stores there itself stays beside its outcome, as in DeepHyper."""
+
+    def run(job):
+        assert job.storage.connected
+        job.storage.store_job_metadata(job.id, "foo", 0)
+        job.storage.store_job(job.id, "mine", [1])
+        if job["x"]:
+            raise ValueError(job["x"])
+        return {"objective": job["x"], "metadata": {"bar": 1}}
+
+    with url_of(kind, tmp_path) as url, Evaluator.create(run, "process", {"storage": url}) as evaluator:
+        evaluator.submit([{"x": 0}, {"x": 1}])
+        evaluator.gather("ALL")
+        good, bad = evaluator.storage.load_search(evaluator.search_id).values()
+        assert (good["metadata"]["foo"], good["metadata"]["bar"], good["mine"]) == (0, 1, [1])
+        assert (bad["metadata"]["foo"], bad["mine"], bad["failure"]["kind"]) == (0, [1], "exception")
+
+
 def test_a_configuration_that_cannot_be_stored_is_refused(storage):
     """By name and place; none of its batch is submitted, and the next one is."""
     with Evaluator.create(double, "serial", {"storage": storage}) as evaluator:

@@ -187,6 +187,7 @@ def test_limits_are_given_to_what_runs_again(url):
     """A resumed job has the limits of the resume, as a submitted one those of its submit."""
     with Evaluator.create(double, "serial", {"storage": url}) as evaluator:
         evaluator._storage.create_driver_jobs("0", evaluator._keeper.driver, ['{"x":1}'])
+        evaluator._storage.store_job_out("0.0", 7.0)  # as a job may that is then cut short
     with resumed(double, url, "process") as evaluator:
         with pytest.raises(InvalidArgument, match="job_timeout"):
             evaluator.resume(job_timeout=-1)

@@ -127,6 +127,24 @@ def test_a_job_with_an_outcome_is_told_once_for_each_cursor(storage):
     assert storage.load_settled_since(search_id, cursor)[1] == [job_ids[1]]
 
 
+@pytest.mark.parametrize("kind", ["redis"])
+def test_the_redis_tests_of_deephyper(storage):
+    """Where its Redis storage gave a list of arguments, and a search by numbers, ours can be read in the same way."""
+    job_id = storage.create_new_job(storage.create_new_search())
+    storage.store_job_in(job_id, args=(1, 2), kwargs={"foo": 0})
+    data = storage.load_job(job_id)
+    assert data["in"]["args"] == [1, 2]
+    assert data["in"]["args"] == (1, 2)
+    assert data["in"]["args"] != [1, 3]
+    assert hash(data["in"]["args"]) == hash((1, 2))
+    search = storage.load_search("0")
+    assert search[0] == search["0"] == data
+    with pytest.raises(KeyError):
+        search[1]
+    with pytest.raises(KeyError):
+        search["no"]
+
+
 def test_ids_are_given_once(storage):
     """To whichever thread asks."""
     search_id = storage.create_new_search()

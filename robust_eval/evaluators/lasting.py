@@ -164,7 +164,9 @@ class Lasting:
         kinds: dict[str, list[Job]] = {name: [] for name in Resumed._fields}
         for kept in left:
             if kept.job_id not in known:
-                job = rebuilt(kept.job_id, kept.data, self.run_function, self._job_class)
+                # What a job that has not settled stored as its objective itself is none.
+                data = kept.data if kept.settled else {**kept.data, "out": None}
+                job = rebuilt(kept.job_id, data, self.run_function, self._job_class)
                 kinds[self._kind_of_kept(kept)].append(job)
                 if kept.gathered is not None:
                     job.metadata["timestamp_gather"] = kept.gathered

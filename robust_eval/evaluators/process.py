@@ -131,7 +131,10 @@ class ProcessPoolEvaluator(Evaluator):
             worker_seed=worker_seed,
             begun_log=None if self._keeper is None else str(self._keeper.begun_log),
         )
-        bundle = _packed(Bundle(Evaluation(run_function, self.run_function_kwargs), initializer, tuple(initargs)))
+        # A storage that lasts is there for the jobs, too; that of memory is the driver's alone.
+        shared = None if self._keeper is None else self._storage
+        runner = Evaluation(run_function, self.run_function_kwargs, shared)
+        bundle = _packed(Bundle(runner, initializer, tuple(initargs)))
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
         self._pool = Pool(bundle, settings, self._arrivals.put_many, self._settling.record)

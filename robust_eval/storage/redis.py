@@ -5,7 +5,8 @@ that a command whose connection drops is simply sent again. A job is a hash; lis
 
     <prefix>search:S          hash: next_job           <prefix>search:S:jobs     list of numbers
     <prefix>search:S:values   hash: key -> value       <prefix>search:S:settled  list of numbers, as they settled
-    <prefix>job:S.N           hash: arguments, out, metadata, extra, driver, attempts, settled, gathered
+    <prefix>job:S.N           hash: arguments, out, metadata, extra, driver, attempts, settled, gathered;
+                              metadata+ and extra+: what the outcome adds to them
     <prefix>search:S:drivers  set of ids               <prefix>driver:D          hash: identity, beat, gone
     <prefix>driver:D:jobs     list of numbers
 """
@@ -39,7 +40,7 @@ from robust_eval.storage.durable import (
     split_id,
     with_entry,
 )
-from robust_eval.storage.encoding import decode, encode
+from robust_eval.storage.encoding import decode, encode, encode_lossy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ _CONNECT_S: Final = 5.0
 _ANSWER_S: Final = 30.0
 _PAGE: Final = 500
 _COLUMNS: Final = {"in": "arguments", "out": "out", "metadata": "metadata"}
-_DATA: Final = ("arguments", "out", "metadata", "extra")
+_DATA: Final = ("arguments", "out", "metadata", "metadata+", "extra", "extra+")
 _SCRIPTS: Final = {
     "new_search": """
         local number = redis.call('INCR', ARGV[1] .. 'next_search') - 1
@@ -93,8 +94,8 @@ _SCRIPTS: Final = {
         for at = 4, #ARGV, 4 do
             local job = ARGV[1] .. 'job:' .. ARGV[2] .. '.' .. ARGV[at]
             if redis.call('HGET', job, 'driver') == ARGV[3] and redis.call('HSETNX', job, 'settled', 1) == 1 then
-                redis.call('HSET', job, 'out', ARGV[at + 1], 'metadata', ARGV[at + 2])
-                if ARGV[at + 3] ~= '' then redis.call('HSET', job, 'extra', ARGV[at + 3]) end
+                redis.call('HSET', job, 'out', ARGV[at + 1], 'metadata+', ARGV[at + 2])
+                if ARGV[at + 3] ~= '' then redis.call('HSET', job, 'extra+', ARGV[at + 3]) end
                 redis.call('RPUSH', ARGV[1] .. 'search:' .. ARGV[2] .. ':settled', ARGV[at])
             end
         end""",
@@ -235,7 +236,7 @@ class RedisStorage(DurableStorage):
     def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
         """Give everything about a search, keyed by the number of the job as text."""
         jobs = self.load_jobs(self.load_all_job_ids(search_id))
-        return {job_id.rpartition(".")[2]: data for job_id, data in jobs.items()}
+        return _Jobs((job_id.rpartition(".")[2], data) for job_id, data in jobs.items())
 
     # -- jobs
 
@@ -268,9 +269,10 @@ class RedisStorage(DurableStorage):
         def change(pipeline: Any) -> None:
             if not pipeline.hexists(key, "listed"):
                 raise KeyError(job_id)
-            text = new(pipeline.hget(key, field))
+            text = new(_merged(*pipeline.hmget(key, field, f"{field}+")))
             pipeline.multi()
             pipeline.hset(key, field, text)
+            pipeline.hdel(key, f"{field}+")
 
         with self._told():
             self._redis.transaction(change, key)
@@ -282,7 +284,7 @@ class RedisStorage(DurableStorage):
         for job_id, row in zip(ids, rows, strict=True):
             if row[-1] is None:
                 raise KeyError(job_id)
-        return {job_id: job_data(*row[:-1]) for job_id, row in zip(ids, rows, strict=True)}
+        return {job_id: _data(*row[:-1]) for job_id, row in zip(ids, rows, strict=True)}
 
     def _fields(self, job_ids: Sequence[str], *fields: str) -> list[list[Any]]:
         rows: list[list[Any]] = []
@@ -370,7 +372,7 @@ class RedisStorage(DurableStorage):
             page = job_ids[start : start + _PAGE]
             rows = self._fields(page, "attempts", "settled", "gathered", *_DATA)
             for job_id, (attempts, settled, gathered, *texts) in zip(page, rows, strict=True):
-                data = job_data(*texts)
+                data = _data(*texts)
                 instant = None if gathered is None else float(gathered)
                 yield Kept(job_id, data["in"]["args"][0], int(attempts), settled is not None, instant, data)
 
@@ -379,6 +381,44 @@ class RedisStorage(DurableStorage):
         return Path(tempfile.gettempdir()) / f"robust_eval-begun-{self._uid}-{driver}"
 
 
+def _merged(old: str | None, added: str | None) -> str | None:
+    """What the job itself has stored stays, and its outcome is added."""
+    return added if old is None else old if added is None else encode_lossy({**decode(old), **decode(added)})
+
+
+def _data(arguments: str | None, out: str | None, *texts: str | None) -> dict[str, Any]:
+    metadata, more_metadata, extra, more_extra = texts
+    data = job_data(arguments, out, _merged(metadata, more_metadata), _merged(extra, more_extra))
+    if data["in"] is not None and isinstance(data["in"].get("args"), tuple):
+        data["in"]["args"] = _Arguments(data["in"]["args"])
+    return data
+
+
+class _Arguments(tuple[Any, ...]):
+    """Positional arguments: a tuple, as from every storage, that is also equal to the list of DeepHyper's Redis."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, list) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = tuple.__hash__
+
+
+class _Jobs(dict[str, dict[str, Any]]):
+    """Jobs by their numbers as text, as from every storage, that are also found by number as in DeepHyper's Redis."""
+
+    def __missing__(self, key: object) -> dict[str, Any]:
+        if isinstance(key, int):
+            return self[str(key)]
+        raise KeyError(key)
+
+
 def _connected(kind: type[RedisStorage], url: str) -> RedisStorage:
     """Build what a pickled storage comes back as (named in pickles: keep the name)."""
-    return kind(url=url).connect()
+    storage = kind(url=url)
+    storage.connected = True
+    return storage

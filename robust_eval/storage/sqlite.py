@@ -25,7 +25,7 @@ from robust_eval.storage.durable import (
     split_id,
     with_entry,
 )
-from robust_eval.storage.encoding import decode, encode
+from robust_eval.storage.encoding import decode, encode, encode_lossy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,6 +106,7 @@ class SqliteStorage(DurableStorage):
         """The connection, which a forked child must not use: it opens one of its own."""
         if self._connection is None or self._pid != os.getpid():
             connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            connection.create_function("merged", 2, _merged, deterministic=True)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             # A connection that a fork brought along is the parent's: it is kept, and never used or closed here.
@@ -287,7 +288,7 @@ class SqliteStorage(DurableStorage):
                     for settled, (job_id, out, metadata, extra) in enumerate(outcomes, last - len(outcomes) + 1)
                 )
                 db.executemany(
-                    "UPDATE jobs SET out = ?, metadata = ?, extra = ?, settled = ? "
+                    "UPDATE jobs SET out = ?, metadata = merged(metadata, ?), extra = merged(extra, ?), settled = ? "
                     "WHERE search = ? AND number = ? AND driver = ? AND settled IS NULL",
                     rows,
                 )
@@ -333,6 +334,11 @@ class SqliteStorage(DurableStorage):
         self.close()
 
 
+def _merged(old: str | None, new: str | None) -> str | None:
+    """What the job itself has stored stays, and its outcome is added."""
+    return new if old is None else old if new is None else encode_lossy({**decode(old), **decode(new)})
+
+
 def _advice(error: sqlite3.Error) -> str:
     said = str(error)
     if "full" in said:
@@ -345,5 +351,10 @@ def _advice(error: sqlite3.Error) -> str:
 
 
 def _opened(kind: type[SqliteStorage], path: str) -> SqliteStorage:
-    """Build what a pickled storage comes back as (named in pickles: keep the name)."""
-    return kind(path).connect()
+    """Build what a pickled storage comes back as (named in pickles: keep the name).
+
+    It opens the file when it is first used: a process that forks must not have it open.
+    """
+    storage = kind(path)
+    storage.connected = True
+    return storage
