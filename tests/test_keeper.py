@@ -295,6 +295,13 @@ def test_a_server_that_dies_costs_no_outcome(tmp_path):
             assert evaluator.storage.load_out_from_all_jobs("0") == [1.0, 2.0]
 
 
+def test_redis_py_is_asked_for_by_name(monkeypatch):
+    """Where it is not installed, the name can be imported all the same."""
+    monkeypatch.setattr("robust_eval.storage.redis.redis", None)
+    with pytest.raises(RobustEvalError, match=r"pip install 'robust-eval\[redis\]'"):
+        Storage.from_url("redis://localhost")
+
+
 def test_no_server_is_told_clearly():
     """With the address, without the password, and with what to do."""
     with pytest.raises(

@@ -24,12 +24,10 @@ try:
     import redis
     from redis.backoff import ExponentialBackoff
     from redis.retry import Retry
-except ImportError as error:
-    from robust_eval.errors import RobustEvalError
+except ImportError:  # told when a storage is made: the name is public, and may be imported by those who do not use it
+    redis = None  # type: ignore[assignment]  # the one sign that it is missing
 
-    raise RobustEvalError("RedisStorage needs redis-py: pip install 'robust-eval[redis]'.") from error
-
-from robust_eval.errors import StorageError
+from robust_eval.errors import RobustEvalError, StorageError
 from robust_eval.storage.durable import (
     CONFIG_ALONE,
     Driver,
@@ -142,6 +140,8 @@ class RedisStorage(DurableStorage):
 
     def __init__(self, host: str = "localhost", port: int = 6379, db: int = 0, *, url: str | None = None) -> None:
         super().__init__()
+        if redis is None:
+            raise RobustEvalError("RedisStorage needs redis-py: pip install 'robust-eval[redis]'.")
         self._url = f"redis://{host}:{port}/{db}" if url is None else url
         with self._told():
             self._redis: Any = redis.Redis.from_url(
@@ -389,7 +389,7 @@ def _merged(old: str | None, added: str | None) -> str | None:
 def _data(arguments: str | None, out: str | None, *texts: str | None) -> dict[str, Any]:
     metadata, more_metadata, extra, more_extra = texts
     data = job_data(arguments, out, _merged(metadata, more_metadata), _merged(extra, more_extra))
-    if data["in"] is not None and isinstance(data["in"].get("args"), tuple):
+    if isinstance(data["in"], dict) and isinstance(data["in"].get("args"), tuple):
         data["in"]["args"] = _Arguments(data["in"]["args"])
     return data
 
