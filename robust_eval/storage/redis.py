@@ -25,7 +25,7 @@ try:
     from redis.backoff import ExponentialBackoff
     from redis.retry import Retry
 except ImportError:  # told when a storage is made: the name is public, and may be imported by those who do not use it
-    redis = None  # type: ignore[assignment]  # the one sign that it is missing
+    redis = None
 
 from robust_eval.errors import RobustEvalError, StorageError
 from robust_eval.storage.durable import (
