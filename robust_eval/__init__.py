@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         RobustEvalError,
         SearchBroken,
         SearchStopped,
+        StorageError,
         UnsupportedLimit,
     )
     from robust_eval.evaluators.base import Evaluator
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
     from robust_eval.failure import Failure
     from robust_eval.job import Job, JobStatus, RunningJob
-    from robust_eval.storage import MemoryStorage, Storage
+    from robust_eval.storage import MemoryStorage, RedisStorage, SqliteStorage, Storage
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ _WHERE = {
         "RobustEvalError",
         "SearchBroken",
         "SearchStopped",
+        "StorageError",
         "UnsupportedLimit",
     ),
     "evaluators.base": ("Evaluator",),
@@ -80,7 +82,7 @@ _WHERE = {
     "evaluators.thread": ("ThreadPoolEvaluator",),
     "failure": ("Failure",),
     "job": ("Job", "JobStatus", "RunningJob"),
-    "storage": ("MemoryStorage", "Storage"),
+    "storage": ("MemoryStorage", "RedisStorage", "SqliteStorage", "Storage"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -111,13 +113,16 @@ __all__ = [
     "MemoryStorage",
     "ProcessPoolEvaluator",
     "ProfilingCallback",
+    "RedisStorage",
     "RobustEvalError",
     "RunningJob",
     "SearchBroken",
     "SearchEarlyStopping",
     "SearchStopped",
     "SerialEvaluator",
+    "SqliteStorage",
     "Storage",
+    "StorageError",
     "ThreadPoolEvaluator",
     "TqdmCallback",
     "UnsupportedLimit",

@@ -50,6 +50,10 @@ class EvaluatorClosed(RobustEvalError, RuntimeError):
     """The evaluator was used after ``close()``."""
 
 
+class StorageError(RobustEvalError):
+    """The storage of a search could not be read or written; what had settled can still be gathered."""
+
+
 class SearchStopped(RobustEvalError, RuntimeError):
     """A callback asks for the end of the search; ``gather`` raises it once its batch is recorded."""
 

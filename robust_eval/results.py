@@ -165,7 +165,10 @@ class ResultsFile:
             rows: what `rows_of` gave, at least one.
         """
         path = path.resolve()
+        is_known = path in self._known
         columns = self._columns_of(path)
+        if columns is not None and not is_known:
+            rows = _without_known(path, rows)
         if columns is None:
             _move_away(path)
             self._write_new(path, ordered_columns(rows), rows)
@@ -211,6 +214,12 @@ class ResultsFile:
         finally:
             partial.unlink(missing_ok=True)
         self._known[path] = (columns, path.stat().st_size)
+
+
+def _without_known(path: Path, rows: list[Row]) -> list[Row]:
+    """Leave out what an earlier driver of the search has written already."""
+    written = {row.get("job_id") for row in _read(path)}
+    return [row for row in rows if _text_of_cell(row["job_id"]) not in written]
 
 
 def _text_of_cell(value: Any) -> str:

@@ -10,14 +10,16 @@ from robust_eval.storage.base import Storage
 from robust_eval.storage.memory import MemoryStorage
 
 
-def connected(storage: Storage | None) -> Storage:
-    """Give the storage, connected; a new `MemoryStorage` where there is none."""
+def connected(storage: Storage | str | None) -> Storage:
+    """Give the storage, or that of a URL, connected; a new `MemoryStorage` where there is none."""
     if storage is None:
         storage = MemoryStorage()
+    if isinstance(storage, str):
+        storage = Storage.from_url(storage)
     if not isinstance(storage, Storage):
         raise InvalidArgumentType(
             f"storage={bounded_repr(storage)} is a {type(storage).__name__}. "
-            "Pass a robust_eval.storage.Storage, such as Storage.create()."
+            'Pass a robust_eval.storage.Storage, such as Storage.create(), or a URL such as "sqlite:///runs.db".'
         )
     return storage if storage.connected else storage.connect()
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from robust_eval.errors import bounded_repr
 from robust_eval.evaluators.arrivals import Arrivals, Mailbox
+from robust_eval.evaluators.keeper import KeptMailbox
 from robust_eval.evaluators.overridden import OverriddenExecutes
+from robust_eval.job import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from robust_eval.evaluators.keeper import Keeper
     from robust_eval.evaluators.ledger import Retries
     from robust_eval.evaluators.tally import Tally
-    from robust_eval.job import Job
 
 
 class Backend:
@@ -30,12 +32,21 @@ class Backend:
 
     num_workers: int
 
-    def __init__(self, retries: Retries, tally: Tally) -> None:
+    def __init__(self, retries: Retries, tally: Tally, keeper: Keeper | None = None) -> None:
         self._tally = tally
-        self._arrivals: Arrivals = Mailbox(tally.observe if not self._is_overridden() else _unobserved)
+        self._keeper = keeper
+        self._arrivals: Arrivals = Mailbox(_unobserved) if self._is_overridden() else self._mailbox()
         self._retries = retries
         self._overridden: OverriddenExecutes | None = None
         self._finalizers: list[weakref.finalize[Any, Any]] = []
+        if keeper is not None:
+            self._on_drop(keeper.close_quietly)
+
+    def _mailbox(self) -> Mailbox:
+        """Make the place where gather finds what has settled: after it is stored, where it is."""
+        if self._keeper is None:
+            return Mailbox(self._tally.observe)
+        return KeptMailbox(self._keeper, weakref.WeakMethod(self._settled), self._tally.observe)
 
     async def execute(self, job: Job) -> Job:
         """Run one job to its end; what subclasses override to run jobs in a way of their own.
@@ -74,7 +85,12 @@ class Backend:
             return
         if self._overridden is None:
             self._overridden = OverriddenExecutes(
-                self, self.num_workers, self._retries, self._tally.observe, has_backend=self._has_backend()
+                self,
+                self.num_workers,
+                self._retries,
+                self._mailbox(),
+                has_backend=self._has_backend(),
+                begun=None if self._keeper is None else self._keeper.note_begin,
             )
             self._on_drop(self._overridden.close)
             self._overridden.set_budget(self._seconds_left())
@@ -89,8 +105,7 @@ class Backend:
 
     def _settled(self, item: Any) -> Job:
         """Turn what came out of `_inbox` into a job."""
-        job: Job = self._settle(item) if self._overridden is None else item
-        return job
+        return item if isinstance(item, Job) else self._settle(item)
 
     def _change_budget(self) -> None:
         self._budget_changed()

@@ -6,12 +6,10 @@ job that was ever submitted.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from robust_eval.errors import (
@@ -22,7 +20,9 @@ from robust_eval.errors import (
 )
 from robust_eval.evaluators.arguments import checked_configs, connected, known_search
 from robust_eval.evaluators.backend import Backend
+from robust_eval.evaluators.dumping import Dumping
 from robust_eval.evaluators.gathering import Gathering
+from robust_eval.evaluators.lasting import Lasting
 from robust_eval.evaluators.ledger import Retries
 from robust_eval.evaluators.notify import Notifier, log_failure
 from robust_eval.evaluators.registry import evaluator_class
@@ -30,12 +30,9 @@ from robust_eval.evaluators.tally import Tally
 from robust_eval.job import Job, JobStatus
 from robust_eval.limits import parse_count, parse_seconds
 from robust_eval.objective import FAIL_RETURN_VALUE
-from robust_eval.results import ResultsFile, SavedKeys, csv_value, ordered_columns, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-
-    import pandas as pd
 
     from robust_eval.storage.base import Storage
 
@@ -43,7 +40,7 @@ OnError: TypeAlias = Literal["return", "raise"]
 _ON_ERROR: Final = ("return", "raise")
 
 
-class Evaluator(Backend, Gathering):
+class Evaluator(Backend, Gathering, Lasting, Dumping):
     """Evaluates a run function over many configurations, with one outcome for each.
 
     Made by `create`, or subclassed with an ``async def execute(self, job)`` of one's own. A context
@@ -54,7 +51,8 @@ class Evaluator(Backend, Gathering):
         num_workers: how many jobs run at once.
         callbacks: told about each job as it is submitted and gathered.
         run_function_kwargs: keyword arguments of every call.
-        storage: where the jobs are kept; by default a new `MemoryStorage`.
+        storage: where the jobs are kept, a `Storage` or a URL such as ``"sqlite:///runs.db"``; by default a new
+            `MemoryStorage`.
         search_id: a search of that storage to go on with; by default a new one.
         on_error: ``"return"`` failed jobs like others, or ``"raise"`` the first one in ``gather``.
         max_retries: how often a job that failed is tried again.
@@ -62,11 +60,14 @@ class Evaluator(Backend, Gathering):
         max_failure_rate: the share of failed jobs (0 to 1, judged from 20 jobs on) over which the search is stopped:
             ``gather`` raises `SearchBroken`, and what had settled stays gatherable.
         max_consecutive_failures: how many jobs that fail in a row stop it in the same way.
+        max_attempts: in how many drivers that died a job may have been running; then `resume` gives it up as
+            ``lost``.
 
     Attributes:
         jobs: every job that was submitted.
         jobs_done: the jobs that were gathered and not yet dumped.
         job_id_gathered: the ids of all jobs that were gathered.
+        num_jobs_skipped: how many configurations ``skip_done`` has left out.
         num_objective: how many objectives the CSV has; found out by itself unless set.
     """
 
@@ -82,7 +83,7 @@ class Evaluator(Backend, Gathering):
         num_workers: int = 1,
         callbacks: Iterable[Any] | None = None,
         run_function_kwargs: Mapping[str, Any] | None = None,
-        storage: Storage | None = None,
+        storage: Storage | str | None = None,
         search_id: str | None = None,
         *,
         on_error: OnError = "return",
@@ -90,6 +91,7 @@ class Evaluator(Backend, Gathering):
         retry_on: Iterable[str] | None = None,
         max_failure_rate: float | None = None,
         max_consecutive_failures: int | None = None,
+        max_attempts: int = 3,
     ) -> None:
         if not callable(run_function):
             raise InvalidArgumentType(
@@ -98,11 +100,13 @@ class Evaluator(Backend, Gathering):
         if on_error not in _ON_ERROR:
             raise InvalidArgument(f"on_error={on_error!r} is unknown. Choose one of {_ON_ERROR}.")
         tally = Tally(self._kind_of, max_failure_rate, max_consecutive_failures)
-        Backend.__init__(self, Retries.parse(max_retries, retry_on), tally)
+        retries = Retries.parse(max_retries, retry_on)
         self.num_workers = parse_count("num_workers", num_workers)
+        kept = connected(storage)
+        Lasting.__init__(self, kept, known_search(kept, search_id), max_attempts, owned=isinstance(storage, str))
+        Backend.__init__(self, retries, tally, self._keeper)
         self.run_function = run_function
         self.run_function_kwargs = {} if run_function_kwargs is None else dict(run_function_kwargs)
-        self.num_objective: int | None = None
         self.jobs: list[Job] = []
         self._callbacks = [] if callbacks is None else list(callbacks)
         self._job_class: type[Job] = Job
@@ -112,9 +116,7 @@ class Evaluator(Backend, Gathering):
         self._created_at = time.monotonic()
         self._submitting = threading.RLock()  # a callback may submit or close
         self._closed = self._stopped = False
-        self._storage = connected(storage)
-        self._search_id = known_search(self._storage, search_id)
-        self._results = ResultsFile(self._storage, self._search_id)
+        Dumping.__init__(self, self._storage, self._search_id)
         Gathering.__init__(self, Notifier(), on_error)
 
     @staticmethod
@@ -186,15 +188,19 @@ class Evaluator(Backend, Gathering):
         self._deadline_at = None if self._timeout is None else time.monotonic() + self._timeout
         self._change_budget()
 
-    def submit(self, configs: Iterable[Mapping[str, Any]], **per_job: Any) -> None:
+    def submit(self, configs: Iterable[Mapping[str, Any]], *, skip_done: bool = False, **per_job: Any) -> None:
         """Have configurations evaluated; returns without waiting for them.
 
         Args:
             configs: mappings of parameters, one for each job; copied.
+            skip_done: leave out what has an outcome in the search or is on its way in this evaluator. Configurations
+                are compared by value, cancelled jobs do not count.
             **per_job: limits of these jobs, where the method has such.
 
         Raises:
             InvalidArgumentType: one is no mapping; then nothing is submitted.
+            InvalidArgument: one cannot be stored, where the storage is a durable one; then nothing is submitted.
+            StorageError: the storage cannot keep them; then nothing is submitted.
             EvaluatorClosed: the evaluator is closed.
         """
         self._check_options(per_job)
@@ -202,16 +208,14 @@ class Evaluator(Backend, Gathering):
         with self._submitting:
             if self._closed:
                 raise EvaluatorClosed("This evaluator is closed: make a new one to submit jobs.")
+            if skip_done:
+                asked_for = len(checked)
+                checked = self._repeats.without(checked, self.jobs)
+                self.num_jobs_skipped += asked_for - len(checked)
             jobs = [self._job_class("", config, self.run_function) for config in checked]
-            ids = self._storage.create_new_jobs(self._search_id, [job.config for job in jobs])
-            now = time.monotonic() - self._created_at
-            for job, job_id in zip(jobs, ids, strict=True):
-                job.id, job.status, job.submitted_at = job_id, JobStatus.RUNNING, now
-                self._notifier.notify(self._callbacks, "on_launch", job)
-            self._dispatch(jobs, per_job)
-            # Counted once they are on their way: nobody waits for jobs that a backend did not take.
-            self.jobs += jobs
-            self.num_jobs_submitted += len(jobs)
+            for job, job_id in zip(jobs, self._ids_of(jobs), strict=True):
+                job.id = job_id
+            self._announce(jobs, per_job)
         self._notifier.raise_stop()
 
     def gather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
@@ -230,6 +234,7 @@ class Evaluator(Backend, Gathering):
                 the others stay for the next call.
             SearchStopped: a callback asked for it; the jobs are recorded and stay for the next call.
             SearchBroken: too many jobs failed; the evaluator is closed, the jobs stay for the next call.
+            StorageError: the storage fails, told once; the jobs stay for the next call.
         """
         self._check_process()
         with self._alone():
@@ -237,7 +242,7 @@ class Evaluator(Backend, Gathering):
             self._take(self._inbox.take(0, 0))
             while (missing := self._missing(wanted)) > 0:
                 self._take(self._inbox.take(missing, None))
-            return self._collected()
+            return self._concluded()
 
     async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
         """Do the same as `gather` without blocking the running event loop."""
@@ -247,7 +252,18 @@ class Evaluator(Backend, Gathering):
             self._take(self._inbox.take(0, 0))
             while (missing := self._missing(wanted)) > 0:
                 self._take(await self._inbox.take_async(missing, None))
+            return self._concluded()
+
+    def _concluded(self) -> list[Job]:
+        """End a gather: what others did is seen, and what the storage fails to keep is told."""
+        self._look_for_others_if_possible()
+        if self._keeper is None:
             return self._collected()
+        self._keeper.check()
+        try:
+            return self._collected()
+        finally:
+            self._keeper.sync()
 
     async def as_completed(self) -> AsyncIterator[Job]:
         """Yield each job submitted and not gathered as it is done, until there is none left.
@@ -292,7 +308,7 @@ class Evaluator(Backend, Gathering):
             log_failure(job.id, job.failure)
         metadata = job.metadata
         metadata["timestamp_gather"] = time.monotonic() - self._created_at
-        self._storage.store_job_outcome(job.id, job.objective, metadata)
+        self._record(job)
         self.job_id_gathered.append(job.id)
         self.jobs_done.append(job)
         self.num_jobs_gathered += 1
@@ -304,7 +320,11 @@ class Evaluator(Backend, Gathering):
     def close(self) -> None:
         """End everything that runs. Bounded, and free to be called again.
 
-        Jobs that are not finished settle as ``cancelled`` and can still be gathered.
+        Jobs that are not finished settle as ``cancelled`` and can still be gathered. In a durable storage those that
+        are not gathered stay open, for `resume`.
+
+        Raises:
+            StorageError: outcomes could not be stored; everything is closed all the same.
         """
         with self._submitting:
             self._closed = True
@@ -313,6 +333,8 @@ class Evaluator(Backend, Gathering):
             self._stop()
             self._stopped = True
         self._notifier.notify(self._callbacks, "on_close")
+        if self._keeper is not None:
+            self._keeper.close()
 
     def __enter__(self) -> Self:
         return self
@@ -326,52 +348,3 @@ class Evaluator(Backend, Gathering):
     def to_json(self) -> dict[str, Any]:
         """Describe the evaluator by what JSON can hold."""
         return {"type": type(self).__name__, "num_workers": self.num_workers}
-
-    def decode(self, key: str) -> dict[str, Any]:
-        """Read a JSON object.
-
-        Raises:
-            InvalidArgument: the JSON is something else (a ``ValueError``).
-        """
-        decoded = json.loads(key)
-        if not isinstance(decoded, dict):
-            raise InvalidArgument(f"key={bounded_repr(key)} holds a {type(decoded).__name__}; pass a JSON object.")
-        return decoded
-
-    def convert_for_csv(self, val: Any) -> Any:
-        """Bring a value to what one cell of a CSV file can hold: a list becomes its text."""
-        return csv_value(val)
-
-    def dump_evals(
-        self,
-        saved_keys: SavedKeys = None,
-        log_dir: str | os.PathLike[str] = ".",
-        filename: str = "results.csv",
-    ) -> None:
-        """Write the jobs gathered since the last dump to a CSV file.
-
-        The first dump of a search replaces the file, which is kept as ``results.csv.1`` where another
-        search left it; later ones append, and add columns where new ones have come up.
-
-        Args:
-            saved_keys: the parameters to save: ``None`` for all, a list of names, or a callable that
-                gives a dict for a job.
-            log_dir: the directory of the file.
-            filename: its name.
-        """
-        rows = self._rows(self.jobs_done, saved_keys)
-        if rows:
-            self._results.write(Path(log_dir) / filename, rows)
-        # Only now: what could not be written stays for the next dump.
-        del self.jobs_done[: len(rows)]
-
-    def to_frame(self) -> pd.DataFrame:
-        """Give every gathered job as a row of a DataFrame, with the columns of the CSV."""
-        import pandas as pd  # noqa: PLC0415  imported only by those who need it
-
-        rows = self._rows([job for job in self.jobs if job.status is JobStatus.DONE], None)
-        return pd.DataFrame(rows, columns=ordered_columns(rows))
-
-    def _rows(self, jobs: list[Job], saved_keys: SavedKeys) -> list[dict[str, Any]]:
-        rows, self.num_objective = rows_of(jobs, saved_keys, self.convert_for_csv, self.num_objective)
-        return rows

@@ -38,6 +38,7 @@ class Gathering:
         self.jobs_done: list[Job] = []
         self.job_id_gathered: list[str] = []
         self.num_jobs_submitted = 0
+        self.num_jobs_skipped = 0
         self.num_jobs_gathered = 0
         self.on_error = on_error
         self._notifier = notifier
@@ -74,7 +75,7 @@ class Gathering:
         if type not in ("ALL", "BATCH"):
             raise InvalidArgument(f'gather type {bounded_repr(type)} is unknown. Choose "ALL" or "BATCH".')
         outstanding = self._outstanding()
-        if not self.num_jobs_submitted:
+        if not self.num_jobs_submitted and not self.num_jobs_skipped:
             raise InvalidArgument("No jobs pending: nothing was submitted. Call submit(configs).")
         if type == "ALL":
             return outstanding

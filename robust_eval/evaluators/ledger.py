@@ -101,6 +101,7 @@ class Ledger:
         elsewhere: for jobs that run in a backend which can end them: says of a job that it does so
             now, and that the backend will settle it when the budget runs out. ``None`` for jobs that
             run here and can only be abandoned.
+        begun: told of each job before it begins.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class Ledger:
         deliver: Callable[[Job], None],
         *,
         elsewhere: Callable[[Job], bool] | None = None,
+        begun: Callable[[Job], None] | None = None,
     ) -> None:
         self._deliver = deliver
+        self._begun = begun
         self._elsewhere = elsewhere
         self._lock = threading.Lock()
         self._open: dict[int, Work] = {}
@@ -120,17 +123,18 @@ class Ledger:
         """Take jobs; each will be settled once from now on."""
         with self._lock:
             self._open.update((id(work), work) for work in works)
-        if self._is_spent():
-            self._spend()
+        self._spend()
 
     def begin(self, work: Work) -> bool:
         """Say that a job begins now; false when it must not, because it is settled already."""
-        if self._is_spent():
-            self._spend()
+        self._spend()
         with self._lock:
             if not work.settled:
                 work.began_at = time.monotonic()
-            return not work.settled
+            begins = not work.settled
+        if begins and self._begun is not None:
+            self._begun(work.job)
+        return begins
 
     def deliver(self, work: Work, apply: Callable[[Job], None]) -> None:
         """Settle a job, unless somebody else has: ``apply`` writes the outcome on it."""
@@ -157,7 +161,7 @@ class Ledger:
                 self._alarm = None
             self._deadline_at = None if seconds is None else time.monotonic() + seconds
             if seconds is not None:
-                self._alarm = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._ring)
+                self._alarm = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._spend)
                 self._alarm.name, self._alarm.daemon = "robust_eval-budget", True
                 self._alarm.start()
 
@@ -175,13 +179,12 @@ class Ledger:
         deadline_at = self._deadline_at
         return deadline_at is not None and time.monotonic() >= deadline_at
 
-    def _ring(self) -> None:
-        # A budget that was changed a moment ago has an alarm of its own.
-        if self._is_spent():
-            self._spend()
-
     def _spend(self) -> None:
-        for work in self._works():
+        """Give up what is open, if the budget is spent."""
+        with self._lock:
+            # In one step: a budget that was changed a moment ago has an alarm of its own, and jobs of its own.
+            spent = list(self._open.values()) if self._is_spent() else ()
+        for work in spent:
             if work.began_at is not None and self._elsewhere is not None and self._elsewhere(work.job):
                 continue
             kind: FailureKind = "timeout" if self._elsewhere is None else "cancelled"

@@ -65,7 +65,7 @@ class LocalEvaluator(Evaluator):
     ) -> None:
         self._check_options(unsupported)
         super().__init__(run_function, **common)
-        self._ledger = Ledger(self._arrivals.put)
+        self._ledger = Ledger(self._arrivals.put, begun=None if self._keeper is None else self._keeper.note_begin)
         self._loop = LoopThread("robust_eval-async")
         lane = (self.num_workers if threads is None else threads, self._ledger, self._loop)
         self._threads = ThreadLane(*lane, self._retries)

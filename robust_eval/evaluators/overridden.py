@@ -11,7 +11,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robust_eval.errors import InvalidOutput, RobustEvalError, bounded_repr
-from robust_eval.evaluators.arrivals import Arrivals, Mailbox
 from robust_eval.evaluators.lanes import CoroutineLane
 from robust_eval.evaluators.ledger import Ledger, Retries, Work
 from robust_eval.evaluators.loop import LoopThread
@@ -19,7 +18,9 @@ from robust_eval.job import Job
 from robust_eval.objective import standardize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+
+    from robust_eval.evaluators.arrivals import Arrivals, Mailbox
 
 
 class Executing(Protocol):
@@ -41,11 +42,9 @@ class OverriddenExecutes:
         backend: the evaluator; held weakly, so that one that is dropped can close itself.
         width: how many jobs are executed at once.
         retries: which failures are tried again, where no backend does that itself.
-        observe: sees the jobs as they are done.
+        finished: where jobs are put once their coroutine is done with them.
         has_backend: whether the evaluator's class has a backend of its own.
-
-    Attributes:
-        finished: where jobs arrive once their coroutine is done with them.
+        begun: told of each job before it begins, where there is no backend.
     """
 
     def __init__(
@@ -53,17 +52,22 @@ class OverriddenExecutes:
         backend: Executing,
         width: int,
         retries: Retries,
-        observe: Callable[[Iterable[Any]], bool],
+        finished: Mailbox,
         *,
         has_backend: bool,
+        begun: Callable[[Job], None] | None = None,
     ) -> None:
-        self.finished = Mailbox(observe)
+        self.finished = finished
         self._backend = weakref.ref(backend)
         self._returns: dict[str, asyncio.Future[Job]] = {}
         self._in_backend: set[str] = set()
         self._router: asyncio.Task[None] | None = None
         self._loop = LoopThread("robust_eval-execute")
-        self._ledger = Ledger(self.finished.put, elsewhere=self._is_elsewhere if has_backend else None)
+        self._ledger = Ledger(
+            finished.put,
+            elsewhere=self._is_elsewhere if has_backend else None,
+            begun=None if has_backend else begun,
+        )
         retries = Retries() if has_backend else retries
         self._lane = CoroutineLane(width, self._ledger, self._loop, retries, self._attempt)
 

@@ -43,7 +43,7 @@ class ProcessPoolEvaluator(Evaluator):
         num_workers: how many jobs run at once.
         callbacks: objects with any of the methods of `Callback`.
         run_function_kwargs: keyword arguments of every call.
-        storage: where jobs are recorded; a `MemoryStorage` by default.
+        storage: where jobs are kept, a `Storage` or its URL; a `MemoryStorage` by default.
         search_id: an existing search of the storage, or None for a new one.
         job_timeout: seconds that a job may run, counted from its begin in the worker; None for no limit.
         memory_limit: what a job's process tree may take: bytes, `"2GiB"`, a share of this machine's (or container's)
@@ -54,6 +54,7 @@ class ProcessPoolEvaluator(Evaluator):
         retry_on: the failure kinds that are tried again; those that may pass by themselves by default.
         max_failure_rate: the share of failed jobs over which the search is stopped; see `Evaluator`.
         max_consecutive_failures: how many failed jobs in a row stop it.
+        max_attempts: in how many drivers that died a job may have been running; see `Evaluator`.
         on_error: `"return"` failed jobs like others, or `"raise"` the first failure in `gather`.
         initializer: called once in each worker before its first job.
         initargs: its arguments.
@@ -80,7 +81,7 @@ class ProcessPoolEvaluator(Evaluator):
         num_workers: int = 1,
         callbacks: Iterable[Any] | None = None,
         run_function_kwargs: Mapping[str, Any] | None = None,
-        storage: Storage | None = None,
+        storage: Storage | str | None = None,
         search_id: str | None = None,
         *,
         job_timeout: float | None = None,
@@ -90,6 +91,7 @@ class ProcessPoolEvaluator(Evaluator):
         retry_on: Iterable[str] | None = None,
         max_failure_rate: float | None = None,
         max_consecutive_failures: int | None = None,
+        max_attempts: int = 3,
         on_error: OnError = "return",
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
@@ -116,6 +118,7 @@ class ProcessPoolEvaluator(Evaluator):
             retry_on=retry_on,
             max_failure_rate=max_failure_rate,
             max_consecutive_failures=max_consecutive_failures,
+            max_attempts=max_attempts,
         )
         self._job_timeout = parse_seconds("job_timeout", job_timeout)
         self._memory_limit = parse_memory(memory_limit, num_workers=self.num_workers)
@@ -127,8 +130,12 @@ class ProcessPoolEvaluator(Evaluator):
             preload=tuple(preload),
             worker_env=_environments(worker_env),
             worker_seed=worker_seed,
+            begun_log=None if self._keeper is None else str(self._keeper.begun_log),
         )
-        bundle = _packed(Bundle(Evaluation(run_function, self.run_function_kwargs), initializer, tuple(initargs)))
+        # A storage that lasts is there for the jobs, too; that of memory is the driver's alone.
+        shared = None if self._keeper is None else self._storage
+        runner = Evaluation(run_function, self.run_function_kwargs, shared)
+        bundle = _packed(Bundle(runner, initializer, tuple(initargs)))
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
         self._pool = Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
@@ -169,6 +176,7 @@ class ProcessPoolEvaluator(Evaluator):
         limits = [self._limits_of(job, options) for job in jobs] if options else None
         default = (self._job_timeout, self._memory_limit)
         submissions = []
+        expected: dict[int, str] = {}
         for index, job in enumerate(jobs):
             number, self._next_number = self._next_number, self._next_number + 1
             timeout_s, memory_limit = default if limits is None else limits[index]
@@ -182,8 +190,11 @@ class ProcessPoolEvaluator(Evaluator):
                 self._settling.refuse(number, job, failure)
             else:
                 self._settling.expect(number, job)
+                expected[number] = job.id
                 log = None if self._log_dir is None else str(self._log_dir / f"{job.id}.log")
                 submissions.append(Submission(number, parcel, timeout_s, memory_limit, 0, log))
+        if self._keeper is not None:
+            self._keeper.expect(expected)
         if submissions:
             self._pool.submit(submissions)
 

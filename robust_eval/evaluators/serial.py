@@ -24,13 +24,14 @@ class SerialEvaluator(LocalEvaluator):
         num_workers: how many ``async def`` jobs run at once; plain functions run one at a time.
         callbacks: told about each job as it is submitted and gathered.
         run_function_kwargs: keyword arguments of every call.
-        storage: where the jobs are kept; by default a new `MemoryStorage`.
+        storage: where the jobs are kept, a `Storage` or its URL; by default a new `MemoryStorage`.
         search_id: a search of that storage to go on with; by default a new one.
         on_error: ``"return"`` failed jobs like others, or ``"raise"`` the first one in ``gather``.
         max_retries: how often a job that failed is tried again.
         retry_on: the kinds of failure for which it is; by default all that another try may cure.
         max_failure_rate: the share of failed jobs over which the search is stopped; see `Evaluator`.
         max_consecutive_failures: how many failed jobs in a row stop it.
+        max_attempts: in how many drivers that died a job may have been running; see `Evaluator`.
         **unsupported: taken only to be refused with the reason.
 
     Raises:
@@ -43,7 +44,7 @@ class SerialEvaluator(LocalEvaluator):
         num_workers: int = 1,
         callbacks: Iterable[Any] | None = None,
         run_function_kwargs: Mapping[str, Any] | None = None,
-        storage: Storage | None = None,
+        storage: Storage | str | None = None,
         search_id: str | None = None,
         *,
         on_error: OnError = "return",
@@ -51,6 +52,7 @@ class SerialEvaluator(LocalEvaluator):
         retry_on: Iterable[str] | None = None,
         max_failure_rate: float | None = None,
         max_consecutive_failures: int | None = None,
+        max_attempts: int = 3,
         **unsupported: Any,
     ) -> None:
         super().__init__(
@@ -67,4 +69,5 @@ class SerialEvaluator(LocalEvaluator):
             retry_on=retry_on,
             max_failure_rate=max_failure_rate,
             max_consecutive_failures=max_consecutive_failures,
+            max_attempts=max_attempts,
         )

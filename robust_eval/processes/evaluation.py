@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from robust_eval.job import RunningJob
 from robust_eval.objective import Standard, standardize
+from robust_eval.storage.base import Storage
 
 Arguments = tuple[str, dict[str, Any], Mapping[str, Any] | None, Any]
 
@@ -27,9 +28,13 @@ class Evaluation:
     Args:
         run_function: the user's; an `async def` is run to its end on a loop of its own.
         kwargs: keyword arguments of every call.
+        storage: what the run function finds as `job.storage`; by default one of its own, in memory.
     """
 
-    def __init__(self, run_function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run_function: Callable[..., Any], kwargs: Mapping[str, Any], storage: Storage | None = None
+    ) -> None:
+        self.storage = storage
         self.run_function = run_function
         self.kwargs = dict(kwargs)
 
@@ -48,7 +53,7 @@ class Evaluation:
         def record(budget: float, objective: Any) -> None:
             context.record((budget, objective))
 
-        running = RunningJob(job_id, config, None, stopper, record, context.stop_requested)
+        running = RunningJob(job_id, config, self.storage, stopper, record, context.stop_requested)
         if stopper is not None and hasattr(stopper, "job"):
             stopper.job = running
         kwargs = self.kwargs if own_kwargs is None else {**self.kwargs, **own_kwargs}

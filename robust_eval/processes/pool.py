@@ -19,7 +19,7 @@ from typing import Any
 
 from robust_eval.errors import EvaluatorClosed, InvalidArgument, RobustEvalError
 from robust_eval.logs import logger
-from robust_eval.processes import loading, orders, system, tree, wire
+from robust_eval.processes import begun, loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE
 from robust_eval.processes.parcel import Landed, Memory, Parcel, discard, landed, store, view
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
@@ -45,6 +45,7 @@ class PoolSettings:
     preload: tuple[str, ...] = ()
     worker_env: list[dict[str, str]] = field(default_factory=list)
     worker_seed: int | None = None
+    begun_log: str | None = None
 
 
 class Pool:
@@ -178,6 +179,8 @@ class Pool:
         self._cookie = os.urandom(_COOKIE_BYTES).hex()
         outer = os.environ.get(COOKIE)
         environment = {**os.environ, COOKIE: f"{outer},{self._cookie}" if outer else self._cookie}
+        if settings.begun_log is not None:
+            environment[begun.VARIABLE] = settings.begun_log
         site = loading.needs_site() or settings.python != sys.executable
         template = loading.command(settings.python, "template", imports_site=site)
         spawned = loading.command(settings.python, "spawned", imports_site=site)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from robust_eval.errors import JobStop
 from robust_eval.processes import system, tree, wire
+from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
 from robust_eval.processes.hygiene import Baseline, Builtins, Randomness
 from robust_eval.processes.layout import (
@@ -106,6 +107,7 @@ class Worker:
         self._sending = threading.RLock()
         self._marker = b""
         self._clear_refs = _open_clear_refs()
+        self._begun_log = high(begun) if (begun := open_begun()) >= 0 else -1
         self._output = output
         self._output_level: int | None = None
         self._builtins = Builtins()
@@ -163,6 +165,8 @@ class Worker:
         INSTANT.pack_into(self._stamps, BEGUN_AT, begun_at)
         NUMBER.pack_into(self._stamps, 0, job_id + 1)
         self._ledger[job_id % LEDGER_BYTES] = min(packet.attempt, LEDGER_OVER - 1)
+        if self._begun_log >= 0:
+            note_begun(self._begun_log, job_id)
         failure, parcel = self._call(packet, runner)
         if os.getpid() != self._pid:
             os._exit(0)

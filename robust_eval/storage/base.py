@@ -15,7 +15,13 @@ from robust_eval.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-STORAGES: Final[Mapping[str, str]] = {"memory": "robust_eval.storage.memory:MemoryStorage"}
+STORAGES: Final[Mapping[str, str]] = {
+    "memory": "robust_eval.storage.memory:MemoryStorage",
+    "redis": "robust_eval.storage.redis:RedisStorage",
+    "sqlite": "robust_eval.storage.sqlite:SqliteStorage",
+}
+_REDIS_URLS: Final = ("redis", "rediss", "unix")
+_URLS: Final = "sqlite:///runs.db (relative), sqlite:////data/runs.db, redis://localhost:6379/0, memory://"
 
 
 class Storage(abc.ABC):
@@ -47,6 +53,29 @@ class Storage(abc.ABC):
         module, _, name = STORAGES[method].partition(":")
         storage: Storage = getattr(importlib.import_module(module), name)(**(method_kwargs or {}))
         return storage
+
+    @staticmethod
+    def from_url(url: str) -> Storage:
+        """Create a storage from a URL.
+
+        Args:
+            url: ``"sqlite:///runs.db"`` (a path relative to the working directory), ``"sqlite:////data/runs.db"``,
+                ``"redis://localhost:6379/0"`` (also ``rediss://`` and ``unix://``), or ``"memory://"``.
+
+        Returns:
+            The storage, not yet connected.
+
+        Raises:
+            InvalidArgument: the URL is of another form (a ``ValueError``).
+        """
+        kind, separator, rest = url.partition("://")
+        if separator and kind == "sqlite" and rest[:1] == "/" and rest[1:]:
+            return Storage.create("sqlite", {"path": rest[1:]})
+        if separator and kind in _REDIS_URLS and rest:
+            return Storage.create("redis", {"url": url})
+        if url == "memory://":
+            return Storage.create("memory")
+        raise InvalidArgument(f"storage={url!r} is no URL of a storage. Known forms: {_URLS}.")
 
     def connect(self) -> Self:
         """Connect to whatever holds the data.
@@ -144,6 +173,25 @@ class Storage(abc.ABC):
         self.store_job_out(job_id, objective)
         for key, value in metadata.items():
             self.store_job_metadata(job_id, key, value)
+
+    def load_settled_since(
+        self,
+        search_id: str,
+        cursor: int,
+        but_of: str | None = None,  # noqa: ARG002  for storages that know drivers
+    ) -> tuple[int, list[str]]:
+        """Give the ids of the jobs that got an outcome since the last time, in the order of their outcomes.
+
+        Args:
+            search_id: the search.
+            cursor: 0 the first time, then what the last call gave.
+            but_of: a driver whose jobs are left out, where the storage knows drivers.
+
+        Returns:
+            The next cursor, and the ids. A storage may give an id again.
+        """
+        settled = [number for number, data in self.load_search(search_id).items() if data["out"] is not None]
+        return cursor, [f"{search_id}.{number}" for number in settled]
 
     def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Give everything about some jobs, keyed by their ids."""

@@ -44,10 +44,11 @@ class _Record:
 class _Search:
     """One search: its jobs, by number, and its values."""
 
-    __slots__ = ("jobs", "next_number", "values")
+    __slots__ = ("jobs", "next_number", "settled", "values")
 
     def __init__(self) -> None:
         self.next_number = 0
+        self.settled: list[str] = []  # ids, as their outcomes came
         self.jobs: dict[int, _Record] = {}
         self.values: dict[str, Any] = {}
 
@@ -83,6 +84,13 @@ class MemoryStorage(Storage):
         search_id, _, number = job_id.rpartition(".")
         return self._searches[search_id].jobs[int(number)]
 
+    def _settles(self, job_id: str) -> _Record:
+        search_id, _, number = job_id.rpartition(".")
+        search = self._searches[search_id]
+        record = search.jobs[int(number)]
+        search.settled.append(job_id)
+        return record
+
     def create_new_search(self) -> str:
         """Make a new search and give its id: ``"0"``, ``"1"`` and so on."""
         with self._lock:
@@ -115,7 +123,7 @@ class MemoryStorage(Storage):
         """Keep a value of a job under a key."""
         record = self._record(job_id)
         if key == "out":
-            record.out = value
+            self._settles(job_id).out = value
         elif key == "in":
             record.config, record.arguments = _UNSET, value
         elif key == "metadata":
@@ -133,13 +141,18 @@ class MemoryStorage(Storage):
 
     def store_job_outcome(self, job_id: str, objective: Any, metadata: Mapping[str, Any]) -> None:
         """Keep the objective and the metadata of a job that is done, without copying them."""
-        record = self._record(job_id)
+        record = self._settles(job_id)
         record.out = objective
         if record.metadata is None and isinstance(metadata, dict):
             record.metadata = metadata
         else:
             with self._lock:
                 record.metadata = {**(record.metadata or {}), **metadata}
+
+    def load_settled_since(self, search_id: str, cursor: int, but_of: str | None = None) -> tuple[int, list[str]]:  # noqa: ARG002  there are no drivers here
+        """Give the ids of jobs that got an outcome after a cursor."""
+        new = self._searches[search_id].settled[cursor:]
+        return cursor + len(new), new
 
     def store_search_value(self, search_id: str, key: str, value: Any) -> None:
         """Keep a value of a search under a key."""
