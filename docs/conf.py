@@ -58,6 +58,7 @@ SECTIONS = {
     "Evaluators": ("evaluators",),
     "Jobs and failures": ("job", "failure"),
     "Callbacks and decorators": ("callbacks", "decorators"),
+    "Executables": ("command",),
     "Storage": ("storage",),
     "Errors": ("errors",),
 }

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         SearchEarlyStopping,
         TqdmCallback,
     )
+    from robust_eval.command import Command, CommandResult
     from robust_eval.decorators import profile, queued
     from robust_eval.errors import (
+        CommandFailed,
         EvaluatorClosed,
         InternalError,
         InvalidArgument,
@@ -51,8 +53,10 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "callbacks": ("Callback", "LoggerCallback", "ProfilingCallback", "SearchEarlyStopping", "TqdmCallback"),
+    "command": ("Command", "CommandResult"),
     "decorators": ("profile", "queued"),
     "errors": (
+        "CommandFailed",
         "EvaluatorClosed",
         "InternalError",
         "InvalidArgument",
@@ -89,6 +93,9 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "EVALUATORS",
     "Callback",
+    "Command",
+    "CommandFailed",
+    "CommandResult",
     "Evaluator",
     "EvaluatorClosed",
     "Failure",

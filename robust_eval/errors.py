@@ -96,6 +96,24 @@ class InvalidOutput(RobustEvalError, ValueError):
         return str(self.args[0])
 
 
+class CommandFailed(RobustEvalError, RuntimeError):
+    """An executable that was a job's run function ended badly: a ``crash``, as if the worker had.
+
+    Args:
+        message: how it ended.
+        signal: the name of the signal that ended it, if one did.
+        exit_code: its exit code otherwise.
+        output_tail: the end of what it printed.
+    """
+
+    def __init__(self, message: str, signal: str | None, exit_code: int | None, output_tail: str = "") -> None:
+        super().__init__(message, signal, exit_code, output_tail)
+        self.signal, self.exit_code, self.output_tail = signal, exit_code, output_tail
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class JobFailed(RobustEvalError):
     """A job failed; ``failure`` says how.
 

@@ -111,6 +111,9 @@ class Failure:
         common: dict[str, Any] = {"attempts": attempts, "duration": duration}
         if isinstance(error, errors.InvalidOutput):
             return cls("invalid", str(error), value_repr=error.value_repr, **common)
+        if isinstance(error, errors.CommandFailed):
+            how: dict[str, Any] = {"signal": error.signal, "exit_code": error.exit_code}
+            return cls("crash", str(error), output_tail=error.output_tail, **how, **common)
         common |= {
             "exception_type": name if module == "builtins" else f"{module}.{name}",
             "traceback": _text_of(error),

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "__main__"),
     ("cli",),
     ("demo",),
-    ("falsify", "report", "executor", "isolated", "integrations"),
+    ("falsify", "report", "command", "executor", "isolated", "integrations"),
     ("evaluators",),
     ("callbacks", "decorators", "results"),
     ("processes",),

@@ -225,7 +225,7 @@ def test_garbage_is_a_protocol_error_and_nothing_else(garbage: bytes, cuts: list
     [
         (wire.report_header(0, 0, 0, 0, 0, (0.0, 0.0, 0)), "where a report was due"),
         (wire.report_header(9, 0, 0, 0, 0, (0.0, 0.0, 0)), "where a report was due"),
-        (wire.report_header(wire.RESULT, 0, 6, 0, 0, (0.0, 0.0, 0)), "where a report was due"),
+        (wire.report_header(wire.RESULT, 0, len(wire.KINDS), 0, 0, (0.0, 0.0, 0)), "where a report was due"),
         (wire.report_header(wire.RESULT, wire.IN_MEMORY, 0, 9, 0, (0.0, 0.0, 0)), "sent none"),
         (wire.report_header(wire.RESULT, 0, 0, 2**32 - 1, 0, (0.0, 0.0, 0)), "announced 4294967295 bytes"),
         (wire.report_header(wire.RESULT, 0, 0, 2**28 + 1, 0, (0.0, 0.0, 0)), "announced 268435457 bytes"),

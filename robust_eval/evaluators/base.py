@@ -6,12 +6,14 @@ job that was ever submitted.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias
 
+from robust_eval.callbacks import Callback
 from robust_eval.errors import (
     EvaluatorClosed,
     InvalidArgument,
@@ -108,7 +110,9 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
         self.run_function = run_function
         self.run_function_kwargs = {} if run_function_kwargs is None else dict(run_function_kwargs)
         self.jobs: list[Job] = []
-        self._callbacks = [] if callbacks is None else list(callbacks)
+        # A run function that wants to hear of its jobs does: `Command` gives each one a directory and takes it back.
+        own = [inner] if isinstance(inner := inspect.unwrap(run_function), Callback) else []
+        self._callbacks = [*own, *(callbacks or ())]
         self._job_class: type[Job] = Job
         self._stopper: Any = None
         self._timeout: float | None = None

@@ -112,6 +112,7 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
     info = failed.info
     blamed = _fields(failed.blamed)
     kind: FailureKind = info["kind"]
+    ended = blamed if "signal" in blamed else info  # an executable that the job ran, or its worker
     return Failure(
         kind=kind,
         message=_message(kind, info, blamed, policy),
@@ -125,8 +126,8 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
         traceback=blamed.get("traceback"),
         exception_type=blamed.get("exception_type"),
         exception=rebuilt(blamed.get("exception")),
-        signal=info.get("signal") if kind == "crash" or info.get("oom_killed") else None,
-        exit_code=info.get("exit_code") if kind == "crash" else None,
+        signal=ended.get("signal") if kind == "crash" or info.get("oom_killed") else None,
+        exit_code=ended.get("exit_code") if kind == "crash" else None,
         output_tail=info.get("output_tail", ""),
         unkilled_pids=tuple(info["unkilled_pids"]),
         late_result=_late(failed.late),
@@ -183,7 +184,7 @@ def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], poli
     detail = str(info.get("detail") or "")
     if kind == "memory" and not blamed:
         return _about_memory(info)
-    if kind == "crash":
+    if kind == "crash" and not blamed:
         return _about_crash(info, detail)
     if kind == "startup" and words is None:
         return f"no worker could be started, {policy['max_start_failures']} times in a row: {detail}".rstrip(": ")

@@ -7,7 +7,7 @@ happens in the worker, under the job's own clock, and what leaves the worker is 
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robust_eval.errors import InvalidOutput, JobStop
+from robust_eval.errors import CommandFailed, InvalidOutput, JobStop
 from robust_eval.processes.parcel import open_parcel, pack, unpack
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def _blame(error: BaseException, unwind: int, *, stop_requested: bool) -> Blame:
         return Blame("unpicklable", fields)
     if isinstance(error, InvalidOutput):
         return Blame("invalid", {"message": str(error), "value_repr": error.value_repr})
+    if isinstance(error, CommandFailed):
+        return Blame("crash", {"message": str(error), "signal": error.signal, "exit_code": error.exit_code})
     if isinstance(error, MemoryError):
         return Blame("memory", {**fields, "acted": "MemoryError"})
     return Blame("exception", fields)

@@ -216,7 +216,7 @@ HEADER_BYTES = _HEADER.size
 _MAGIC = 0x5EED
 READY, START_FAILED, RESULT, RECORD = 1, 2, 3, 4
 IN_MEMORY, LEFTOVERS, LEAVING, PRINTED = 1, 2, 4, 8
-KINDS = (None, "exception", "memory", "invalid", "unpicklable", "timeout")
+KINDS = (None, "exception", "memory", "invalid", "unpicklable", "timeout", "crash")
 _KIND_SHIFT = 4
 _MOST_BYTES = 1 << 28
 
