@@ -11,7 +11,7 @@ from robust_eval.command import Command
 from robust_eval.evaluators.base import Evaluator
 
 MPIEXEC = shutil.which("mpiexec") or shutil.which("mpiexec", path=str(Path(sys.executable).parent))
-RANK = """import os, time; os.write(1, f'rank {os.environ["PMI_RANK"]}\n'.encode()); time.sleep(600)"""
+RANK = "import os, time; os.write(1, b'rank %s\\n' % os.environ['PMI_RANK'].encode()); time.sleep(600)"
 
 
 def ranks(mark: str) -> list[psutil.Process]:
