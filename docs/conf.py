@@ -57,7 +57,7 @@ def _reference(name: str) -> str:
 SECTIONS = {
     "Evaluators": ("evaluators",),
     "Jobs and failures": ("job", "failure"),
-    "Callbacks and decorators": ("callbacks", "decorators"),
+    "Callbacks and decorators": ("callbacks", "progress", "decorators"),
     "Executables": ("command",),
     "Storage": ("storage",),
     "Errors": ("errors",),

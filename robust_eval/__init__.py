@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robust_eval.callbacks import (
         Callback,
+        CSVLoggerCallback,
         LoggerCallback,
         ProfilingCallback,
         SearchEarlyStopping,
@@ -47,12 +48,20 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
     from robust_eval.failure import Failure
     from robust_eval.job import Job, JobStatus, RunningJob
+    from robust_eval.progress import ProgressCallback
     from robust_eval.storage import MemoryStorage, RedisStorage, SqliteStorage, Storage
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "callbacks": ("Callback", "LoggerCallback", "ProfilingCallback", "SearchEarlyStopping", "TqdmCallback"),
+    "callbacks": (
+        "CSVLoggerCallback",
+        "Callback",
+        "LoggerCallback",
+        "ProfilingCallback",
+        "SearchEarlyStopping",
+        "TqdmCallback",
+    ),
     "command": ("Command", "CommandResult"),
     "decorators": ("profile", "queued"),
     "errors": (
@@ -86,12 +95,14 @@ _WHERE = {
     "evaluators.thread": ("ThreadPoolEvaluator",),
     "failure": ("Failure",),
     "job": ("Job", "JobStatus", "RunningJob"),
+    "progress": ("ProgressCallback",),
     "storage": ("MemoryStorage", "RedisStorage", "SqliteStorage", "Storage"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "EVALUATORS",
+    "CSVLoggerCallback",
     "Callback",
     "Command",
     "CommandFailed",
@@ -120,6 +131,7 @@ __all__ = [
     "MemoryStorage",
     "ProcessPoolEvaluator",
     "ProfilingCallback",
+    "ProgressCallback",
     "RedisStorage",
     "RobustEvalError",
     "RunningJob",

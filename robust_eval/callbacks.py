@@ -6,12 +6,16 @@ They run in the thread that submits and gathers. An error in one is logged once 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_eval.errors import RobustEvalError, SearchStopped
+from robust_eval.errors import InvalidArgument, RobustEvalError, SearchStopped, bounded_repr
 from robust_eval.limits import parse_count
+from robust_eval.results import ResultsFile, csv_value, rows_of
+from robust_eval.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     import pandas as pd
@@ -174,6 +178,37 @@ class ProfilingCallback(Callback):
         return pd.DataFrame(rows, columns=["timestamp", "n_jobs_running"])
 
 
+class CSVLoggerCallback(Callback):
+    """Writes a row for each job as it is gathered, into a file that a kill at any moment leaves readable.
+
+    The columns are those of ``dump_evals``. A file that another search left under this name is kept as
+    ``results.csv.1``.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InvalidArgument: its directory does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "results.csv") -> None:
+        self._path = Path(path).absolute()
+        if not self._path.parent.is_dir():
+            raise InvalidArgument(f"path={bounded_repr(path)} lies in no directory that exists. Make it first.")
+        storage = MemoryStorage().connect()
+        self._file = ResultsFile(storage, storage.create_new_search())
+        self._num_objective: int | None = None
+
+    def on_done_other(self, job: Job) -> None:
+        """Write the row of another evaluator's job."""
+        self.on_done(job)
+
+    def on_done(self, job: Job) -> None:
+        """Write the job's row."""
+        rows, self._num_objective = rows_of([job], None, csv_value, self._num_objective)
+        self._file.write(self._path, rows)
+
+
 class SearchEarlyStopping(Callback):
     """Stops the search when it has not improved for a while: ``gather`` raises `SearchStopped`.
 
@@ -182,6 +217,9 @@ class SearchEarlyStopping(Callback):
     Args:
         patience: how many jobs in a row may fail to improve.
         objective_func: gives the value of a job, larger is better; several are summed.
+
+    Attributes:
+        search_stopped: whether it has asked for the end of the search.
     """
 
     def __init__(self, patience: int = 10, objective_func: Callable[[Job], Any] = lambda job: job.result) -> None:
@@ -189,6 +227,7 @@ class SearchEarlyStopping(Callback):
         self._objective_func = objective_func
         self._best: float | None = None
         self._n_lower = 0
+        self.search_stopped = False
 
     def on_done_other(self, job: Job) -> None:
         """Take another evaluator's job into account."""
@@ -209,4 +248,5 @@ class SearchEarlyStopping(Callback):
             return
         self._n_lower += 1
         if self._n_lower >= self._patience:
+            self.search_stopped = True
             raise SearchStopped(f"The search did not improve for the last {self._patience} evaluations.")

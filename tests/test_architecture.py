@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("demo",),
     ("falsify", "report", "command", "executor", "isolated", "integrations"),
     ("evaluators",),
-    ("callbacks", "decorators", "results"),
+    ("callbacks", "decorators", "memory_watch", "progress", "results"),
     ("processes",),
     ("supervision",),
     ("job", "objective", "storage"),
@@ -52,7 +52,7 @@ IMPURE = {
 # Optional dependencies and the only rooms that may import them.
 OPTIONAL = {
     "typer": ("cli",),
-    "rich": ("cli", "demo"),
+    "rich": ("cli", "demo", "progress"),
     "scipy": ("demo",),
     "sklearn": ("demo",),
     "tqdm": ("callbacks",),

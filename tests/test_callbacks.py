@@ -1,9 +1,15 @@
+import csv
+import io
+import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+from rich.progress import Task
 
 from robust_eval.callbacks import (
     Callback,
+    CSVLoggerCallback,
     LoggerCallback,
     ProfilingCallback,
     SearchEarlyStopping,
@@ -11,10 +17,11 @@ from robust_eval.callbacks import (
     total_objective,
 )
 from robust_eval.decorators import profile
-from robust_eval.errors import RobustEvalError, SearchStopped
+from robust_eval.errors import InvalidArgument, RobustEvalError, SearchStopped
 from robust_eval.evaluators.serial import SerialEvaluator
 from robust_eval.failure import Failure
 from robust_eval.job import Job
+from robust_eval.progress import ProgressCallback, _Rate
 
 
 def done(output, failure=None):
@@ -180,3 +187,82 @@ def test_an_interrupt_in_a_callback_passes_and_loses_nothing():
             evaluator.gather("ALL")
         assert [job.objective for job in evaluator.gather("ALL")] == [0, 1, 2, 3]
         assert len(evaluator.jobs_done) == 4
+
+
+def test_the_csv_is_written_as_jobs_come(tmp_path):
+    """Row by row, failures too, new columns with the rest; what another search left is kept."""
+    path = tmp_path / "results.csv"
+    path.write_text("theirs\n")
+    evaluate([1, {"objective": 2, "metadata": {"n": 3}}, None], CSVLoggerCallback(path))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["objective"] for row in rows] == ["1.0", "2", "F"]
+    assert [row["m:n"] for row in rows] == ["", "3", ""]
+    assert rows[2]["m:failure"] == "invalid"
+    assert (tmp_path / "results.csv.1").read_text() == "theirs\n"
+    CSVLoggerCallback(tmp_path / "other.csv").on_done_other(done(1))
+    assert (tmp_path / "other.csv").exists()
+
+
+def test_a_csv_without_a_directory_is_refused(tmp_path):
+    """Before any job runs."""
+    with pytest.raises(InvalidArgument, match="no directory"):
+        CSVLoggerCallback(tmp_path / "missing" / "results.csv")
+
+
+def screen(**how):
+    return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None, **how)
+
+
+def test_progress_is_shown_live():
+    """The number, the rate, the best and the failures by kind."""
+    console = screen()
+    evaluate([1, 3, None, "F_own"], ProgressCallback(console=console))
+    shown = console.file.getvalue().splitlines()
+    assert any("4/4" in line and "jobs/s" in line for line in shown)
+    assert any("3 ok, 1 invalid, best 3" in line for line in shown)
+
+
+def test_progress_may_know_how_many_there_will_be():
+    """From the start or later; jobs of other evaluators count."""
+    console = screen()
+    progress = ProgressCallback(total=4, console=console)
+    progress.on_launch(done(1))
+    progress.on_done_other(done(1))
+    progress.on_close()
+    assert "1/4" in console.file.getvalue()
+    progress.set_max_evals(9)
+    progress.on_launch(done(1))
+    progress.on_close()
+    progress.on_close()
+    assert "1/9" in console.file.getvalue()
+
+
+def test_progress_in_a_file_is_what_was_at_the_end():
+    """Nothing is redrawn there."""
+    console = Console(file=io.StringIO(), width=100)
+    evaluate([1] * 5, ProgressCallback(console=console))
+    assert console.file.getvalue().count("evaluating") == 1
+
+
+def test_a_slow_search_has_seconds_per_job():
+    """Below one job a second the reciprocal can be read."""
+    task = Task(0, "t", None, 3, _get_time=lambda: 0.0, finished_speed=0.25)
+    assert str(_Rate().render(task)) == "4.0 s/job"
+    assert str(_Rate().render(Task(1, "t", None, 0, _get_time=lambda: 0.0))) == ""
+
+
+def test_a_missing_rich_is_named():
+    """With the command that installs it."""
+    code = "import sys; sys.modules['rich'] = None; import robust_eval; robust_eval.ProgressCallback"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install robust-eval[progress]" in told.stderr
+
+
+def test_early_stopping_says_that_it_stopped():
+    """As the attribute that newer DeepHyper reads."""
+    stopping = SearchEarlyStopping(patience=1)
+    stopping.on_done(done(1))
+    assert not stopping.search_stopped
+    with pytest.raises(SearchStopped):
+        stopping.on_done(done(0))
+    assert stopping.search_stopped
