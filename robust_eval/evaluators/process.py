@@ -199,6 +199,7 @@ class ProcessPoolEvaluator(Evaluator):
             self._pool.submit(submissions)
 
     def _settle(self, item: Any) -> Job:
+        self._settling.created_at = self._created_at  # a resumed search counts from its own begin
         return self._settling.settle(item)
 
     @staticmethod
@@ -210,7 +211,10 @@ class ProcessPoolEvaluator(Evaluator):
         return str(item[1].kind) if isinstance(item, tuple) else Backend._kind_of(item)  # noqa: SLF001 - our own
 
     def _backend_stats(self) -> dict[str, Any]:
-        return self._pool.stats()
+        stats = self._pool.stats()
+        for each in stats.get("running", ()):
+            each["job"] = self._settling.job_id(each["job"])
+        return stats
 
     def _check_process(self) -> None:
         self._pool.check_process()

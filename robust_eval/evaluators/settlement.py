@@ -31,6 +31,9 @@ class Settling:
     Args:
         arrivals: where jobs go that never reach the pool.
         policy: the pool's, for the messages of failures.
+
+    Attributes:
+        created_at: the monotonic instant that the timestamps of jobs count from.
     """
 
     def __init__(self, arrivals: Arrivals, policy: Mapping[str, Any]) -> None:
@@ -38,10 +41,16 @@ class Settling:
         self._policy = policy
         self._jobs: dict[int, Job] = {}
         self._unread: dict[int, list[bytes]] = {}
+        self.created_at = 0.0
 
     def expect(self, number: int, job: Job) -> None:
         """The pool gets this job."""
         self._jobs[number] = job
+
+    def job_id(self, number: int) -> str | None:
+        """The id of a job, by the number that the pool knows it by."""
+        job = self._jobs.get(number)
+        return None if job is None else job.id
 
     def refuse(self, number: int, job: Job, failure: Failure) -> None:
         """The pool does not get this job: it failed here."""
@@ -81,12 +90,20 @@ class Settling:
         self._read_records(item[0], job)
         if isinstance(item, Done):
             self._on_done(job, item)
+            self._place(job, item.begun_at, item.slot, item.memory_limit)
         elif isinstance(item, Failed):
             job.fail(failure_of(item, self._policy))
-            _measure(job, item.info.get("duration"), item.info.get("peak_memory"), item.info["attempts"])
+            info = item.info
+            _measure(job, info.get("duration"), info.get("peak_memory"), info["attempts"])
+            self._place(job, info.get("begun_at"), info.get("slot"), info["memory_limit"])
         else:
             job.fail(item[1])
         return job
+
+    def _place(self, job: Job, begun_at: float | None, slot: int | None, memory_limit: int | None) -> None:
+        """Note where and when the job ran: internal metadata, for reports and not for the CSV."""
+        if begun_at is not None and slot is not None:
+            job.metadata.update(_worker=slot, _begun=begun_at - self.created_at, _memory_limit=memory_limit)
 
     @staticmethod
     def _on_done(job: Job, done: Done) -> None:

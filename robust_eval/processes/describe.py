@@ -22,6 +22,7 @@ def describe(outcome: Outcome, memory_limit: int | None, unkilled: list[int]) ->
     }
     if outcome.begun_at is not None and outcome.ended_at is not None:
         info["duration"] = outcome.ended_at - outcome.begun_at
+        info["begun_at"] = outcome.begun_at
     peak_bytes = 0
     if isinstance(outcome.exit, ExitInfo):
         peak_bytes = outcome.exit.peak_bytes

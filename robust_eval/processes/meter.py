@@ -136,6 +136,11 @@ class Meter:
         watch = self._watches.get(worker_id)
         return watch.peak if watch is not None else 0
 
+    def resident_bytes(self, worker_id: int) -> int:
+        """What the tree holds now: the upper bound, in which shared pages count once for each process."""
+        watch = self._watches.get(worker_id)
+        return watch.tree.resident_bytes() if watch is not None else 0
+
     def next_at(self) -> float | None:
         """When to look next."""
         return self._heap[0][0] if self._heap else None

@@ -26,7 +26,7 @@ class Submission(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A job that returned. Instants are monotonic seconds of this machine, the peak is in bytes."""
+    """A job that returned. Instants are monotonic seconds of this machine, peak and limit are in bytes."""
 
     job_id: int
     parcel: Landed
@@ -35,6 +35,8 @@ class Done(NamedTuple):
     attempts: int
     peak_memory: int
     output_tail: str
+    slot: int | None = None
+    memory_limit: int | None = None
 
 
 class Failed(NamedTuple):

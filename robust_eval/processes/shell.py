@@ -192,12 +192,17 @@ class Shell:
         self._events.append(ev.CloseRequested())
 
     def _on_tell(self, _message: tuple[Any, ...]) -> None:
-        self._driver.tell(self._health.describe(self._core, monotonic()))
+        memory_of = self._crew.meter.resident_bytes
+        self._driver.tell(self._health.describe(self._core, monotonic(), memory_of, self._memory_limit_of))
 
     def _on_record(self, job_id: int, value: bytes) -> None:
         self._driver.recorded.append((job_id, value))
 
     # -- what the core orders
+
+    def _assign(self, action: act.AssignSlot) -> None:
+        self._health.assigned(action.worker_id, action.slot)
+        self._crew.assign(action.worker_id, action.slot)
 
     def _send_job(self, action: act.SendJob) -> None:
         entry = self._jobs[action.job_id]
@@ -226,17 +231,18 @@ class Shell:
         if driver.full:
             driver.flush()
         payload = outcome.payload
+        slot = self._health.slot(action.worker_id)
         peak = 0
         if isinstance(payload, Finished):
             peak = payload.peak_bytes
         if outcome.kind is None and isinstance(payload, Finished):
             shown = wire.portable(payload.parcel, driver.fds)
-            driver.done.append(
-                (action.job_id, shown, outcome.begun_at, outcome.ended_at, outcome.attempts, peak, payload.output_tail)
-            )
+            run = (outcome.begun_at, outcome.ended_at, outcome.attempts, peak, payload.output_tail)
+            driver.done.append((action.job_id, shown, *run, slot, entry.memory_limit))
             return
         unkilled = self._crew.alive(action.worker_id) if outcome.unkilled and action.worker_id is not None else []
         info, blamed, late = describe(outcome, entry.memory_limit, unkilled)
+        info["slot"] = slot
         driver.failed.append((action.job_id, info, wire.portable(blamed, driver.fds), wire.portable(late, driver.fds)))
 
     def _finish(self, _action: act.Finish) -> None:
@@ -245,7 +251,7 @@ class Shell:
     _PERFORM: ClassVar[dict[type, Callable[["Shell", Any], None]]] = {
         act.StartTemplate: lambda self, _: self._crew.start_template(),
         act.StartWorker: lambda self, action: self._crew.start_worker(action.worker_id),
-        act.AssignSlot: lambda self, action: self._crew.assign(action.worker_id, action.slot),
+        act.AssignSlot: _assign,
         act.SendJob: _send_job,
         act.TakeBack: lambda self, action: self._crew.take_back(action.worker_id),
         act.StopJob: lambda self, action: self._crew.stop(action.worker_id, action.job_id),
