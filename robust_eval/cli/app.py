@@ -1,24 +1,28 @@
-"""The commands and their arguments; what they do lives on the floors below."""
+"""The commands, each from a module of its own; what they do lives there and on the floors below."""
 
-import os
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from robust_eval.cli.extras import needs
+from robust_eval.cli.demo import demo
+from robust_eval.cli.doctor import doctor
+from robust_eval.cli.exits import EPILOG
+from robust_eval.cli.report import report
+from robust_eval.cli.run import run
+from robust_eval.cli.show import show
 
 app = typer.Typer(
     help="Evaluate a function over many configurations: one honest outcome per job, whatever the function does.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
 
-def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it with the flag
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"robust-eval {version('robust-eval')}")
         raise typer.Exit
@@ -34,12 +38,8 @@ def options(
     """Options that stand before a command."""
 
 
-@app.command()
-def demo(
-    workers: Annotated[int, typer.Option(min=1, help="Configurations that run at a time.")] = os.cpu_count() or 1,
-    output: Annotated[Path, typer.Option(help="The CSV file to write.", dir_okay=False)] = Path("results.csv"),
-) -> None:
-    """Run a sweep over simulations that hang, crash and exhaust memory by themselves."""
-    with needs("demo"):
-        from robust_eval.demo.show import demo as run_demo  # noqa: PLC0415  another extra, needed only here
-    raise typer.Exit(run_demo(workers, output, Console()))
+app.command(epilog=EPILOG)(run)
+app.command()(show)
+app.command()(report)
+app.command()(doctor)
+app.command()(demo)

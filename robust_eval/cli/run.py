@@ -1,0 +1,152 @@
+"""`robust-eval run`: the arguments, and nothing of the search itself."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robust_eval.cli import searching
+from robust_eval.cli.configs import configurations
+from robust_eval.cli.exits import told
+from robust_eval.cli.target import command_of, function_of
+from robust_eval.errors import InvalidArgument
+
+_LIMITS, _KEPT, _SHOWN, _COMMAND = "Limits", "What is kept", "What is shown", "Executables"
+
+
+class Keep(StrEnum):
+    """Whose scratch directories stay."""
+
+    failed = "failed"
+    always = "always"
+    never = "never"
+
+
+def run(
+    target: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODULE:FUNCTION] [CONFIGS]",
+            help="The function, and the file of configurations: CSV, JSON lines (- for standard input) or a JSON list. "
+            "With --command only the file.",
+        ),
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="Values of a parameter, x=1,2,3; repeated, and combined with the file.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Jobs that run at a time.")] = os.cpu_count()
+    or 1,
+    job_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a job may run.", rich_help_panel=_LIMITS)
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Memory of a job with all its processes: 2GiB, or auto.", rich_help_panel=_LIMITS),
+    ] = None,
+    grace_period: Annotated[
+        float, typer.Option(help="Seconds between a polite stop and the kill.", rich_help_panel=_LIMITS)
+    ] = 0.0,
+    max_retries: Annotated[
+        int, typer.Option(min=0, help="Further attempts of a job that failed.", rich_help_panel=_LIMITS)
+    ] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that the whole search may take.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_failure_rate: Annotated[
+        float | None, typer.Option(help="Stop when more than this share failed, 0 to 1.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_consecutive_failures: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many failures in a row.", rich_help_panel=_LIMITS)
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(help="Where jobs are kept as they come; memory:// for nowhere.", rich_help_panel=_KEPT)
+    ] = searching.DEFAULT_STORAGE,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the last search: what has an outcome is skipped.", rich_help_panel=_KEPT
+        ),
+    ] = False,
+    search_id: Annotated[
+        str | None, typer.Option(help="The search to resume, instead of the last one.", rich_help_panel=_KEPT)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(dir_okay=False, help="The CSV file of results.", rich_help_panel=_KEPT)
+    ] = Path("results.csv"),
+    log_dir: Annotated[
+        Path | None, typer.Option(help="A directory for what each job printed.", rich_help_panel=_KEPT)
+    ] = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            help="An executable instead of a function, './solver --re={re}': {name} is a parameter, {job_dir} the "
+            "scratch directory where it runs. No shell reads it.",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = None,
+    parse: Annotated[
+        str | None,
+        typer.Option(
+            help="A regular expression whose group is the objective; by default JSON on the last line.",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = None,
+    scratch: Annotated[
+        str, typer.Option(help="Where scratch directories are made.", rich_help_panel=_COMMAND)
+    ] = "scratch",
+    keep: Annotated[Keep, typer.Option(help="Which of them stay.", rich_help_panel=_COMMAND)] = Keep.failed,
+    live: Annotated[bool, typer.Option("--live", help="Show what each worker does.", rich_help_panel=_SHOWN)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.", rich_help_panel=_SHOWN)] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON for each job, as into a pipe.", rich_help_panel=_SHOWN)
+    ] = False,
+) -> None:
+    """Evaluate a function or an executable over many configurations.
+
+    Every outcome is stored as it comes. Ctrl-C stops the search and keeps what it has (twice: at once, which keeps
+    what is stored); the same line with --resume goes on.
+
+    On a terminal a bar shows the progress; into a file or a pipe goes one line of JSON for each job.
+
+    Examples:
+      robust-eval run model:train configs.csv --workers 8 --job-timeout 60 --memory-limit 4GiB
+
+      robust-eval run --command './solver --re={re}' --grid re=10,100,1000
+    """
+    with told():
+        given = list(target or [])
+        if command is not None:
+            function = command_of(command, parse, scratch, keep.value)
+        elif given:
+            function = function_of(given.pop(0))
+        else:
+            raise InvalidArgument("There is nothing to run. Pass module:function, or --command.")
+        if len(given) > 1:
+            raise InvalidArgument(f"{given[1:]} is too much. Pass one file of configurations.")
+        if not given and not grid and not resume:
+            raise InvalidArgument("There are no configurations. Pass a file, --grid x=1,2,3, or --resume.")
+        configs = configurations(given[0] if given else None, grid or ()) if given or grid else []
+        limits: dict[str, Any] = {
+            "job_timeout": job_timeout,
+            "memory_limit": _memory(memory_limit),
+            "grace_period": grace_period,
+            "max_retries": max_retries,
+            "max_failure_rate": max_failure_rate,
+            "max_consecutive_failures": max_consecutive_failures,
+            "log_dir": log_dir,
+            "num_workers": workers,
+        }
+        kept = searching.Kept(storage, search_id, output, resume=resume or search_id is not None)
+        shown = searching.Shown(live=live, quiet=quiet, json=json)
+        code = searching.search(function, configs, limits, timeout=timeout, kept=kept, shown=shown)
+    raise typer.Exit(code)
+
+
+def _memory(text: str | None) -> str | float | None:
+    """A share such as 0.5 is a number, whatever has a unit is not."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
