@@ -100,6 +100,19 @@ class Job:
         rank = "" if self.rank is None else f", rank={self.rank}"
         return f"Job(id={self.id}{rank}, status={self.status.name}, config={self.config})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the job."""
+        from robust_eval.html_view import job_html  # noqa: PLC0415  workers do without it
+
+        return job_html(
+            self.id,
+            self.status.name,
+            self.config,
+            objective=self.objective,
+            metadata=self.metadata,
+            failure=self.failure,
+        )
+
     def __len__(self) -> int:
         return 2
 

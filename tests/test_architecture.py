@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("processes",),
     ("supervision",),
     ("job", "objective", "storage"),
+    ("html_view",),
     ("failure", "limits", "errors", "logs"),
 )
 # What the pure core must not know: the world.

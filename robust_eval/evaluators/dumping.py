@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.errors import InvalidArgument, bounded_repr
+from robust_eval.html_view import evaluator_html
 from robust_eval.job import Job, JobStatus
 from robust_eval.results import ResultsFile, SavedKeys, csv_value, ordered_columns, rows_of
 
@@ -28,6 +29,7 @@ class Dumping:
 
     jobs: list[Job]
     jobs_done: list[Job]
+    _search_id: str
 
     def __init__(self, storage: Storage, search_id: str) -> None:
         self.num_objective: int | None = None
@@ -77,6 +79,30 @@ class Dumping:
 
         rows = self._rows([job for job in self.jobs if job.status is JobStatus.DONE], None)
         return pd.DataFrame(rows, columns=ordered_columns(rows))
+
+    def report(self, path: str | os.PathLike[str] = "report.html", title: str = "") -> Path:
+        """Write one self-contained page about the search, which opens from disk without any network.
+
+        It has the timeline of the workers, objectives, memory and durations, failures by their cause, and a table of
+        the jobs that can be sorted and filtered.
+
+        Args:
+            path: the file; it is replaced.
+            title: what stands above; by default the search's id.
+
+        Returns:
+            The file.
+
+        Raises:
+            RobustEvalError: plotly is not installed.
+        """
+        from robust_eval.report import write_report  # noqa: PLC0415  needs an extra
+
+        return write_report(self.jobs, path, title or f"search {self._search_id}")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the evaluator: how many jobs there are by outcome, and the last failures."""
+        return evaluator_html(type(self).__name__, self.jobs)
 
     def _rows(self, jobs: list[Job], saved_keys: SavedKeys) -> list[dict[str, Any]]:
         rows, self.num_objective = rows_of(jobs, saved_keys, self.convert_for_csv, self.num_objective)

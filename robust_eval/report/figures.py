@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,7 +81,7 @@ def timeline(rows: Sequence[Row]) -> Any | None:
             )
         )
     ticks: dict[str, Any] = {"dtick": max(1, workers // _MOST_WORKER_TICKS + 1)}
-    figure.update_yaxes(autorange="reversed", zeroline=False, **ticks)
+    figure.update_yaxes(range=[workers - 0.4, -0.6], zeroline=False, **ticks)
     return figure
 
 
@@ -142,14 +143,20 @@ def memory(rows: Sequence[Row]) -> Any | None:
 
 def durations(rows: Sequence[Row]) -> Any | None:
     """Draw how long jobs ran, by outcome; ``None`` where it was not measured."""
-    measured = [row for row in rows if row.duration is not None]
+    measured = [row for row in rows if row.duration]
     if not measured:
         return None
     figure = _figure("seconds that a job ran", "jobs")
-    longest = max(row.duration or 0.0 for row in measured) or 1.0
+    # Milliseconds and hours, one failure among thousands of values: both axes are logarithmic.
+    decades = [math.log10(row.duration or 1.0) for row in measured]
+    first, last = math.floor(min(decades)), max(math.floor(min(decades)) + 1, math.ceil(max(decades)))
     for outcome in outcomes_of(measured):
-        same = [row.duration for row in measured if row.outcome == outcome]
-        bins = {"start": 0, "end": longest * 1.0001, "size": longest / 50}
-        figure.add_trace(go.Histogram(x=same, name=outcome, marker={"color": COLOURS[outcome]}, xbins=bins))
-    figure.update_layout(barmode="stack")
+        same = [at for row, at in zip(measured, decades, strict=True) if row.outcome == outcome]
+        bins = {"start": first, "end": last + 0.01, "size": (last - first) / 40}
+        marker = {"color": COLOURS[outcome]}
+        figure.add_trace(go.Histogram(x=same, name=outcome, marker=marker, xbins=bins, opacity=0.75))
+    ticks = list(range(first, last + 1))
+    figure.update_xaxes(tickvals=ticks, ticktext=[f"{10.0**tick:g}" for tick in ticks])
+    figure.update_yaxes(type="log", dtick=1)
+    figure.update_layout(barmode="overlay")
     return figure

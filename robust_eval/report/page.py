@@ -29,7 +29,7 @@ _FIGURES: Final[tuple[tuple[str, str, Callable[[Sequence[Row]], Any], str], ...]
         "timeline",
         "Workers",
         figures.timeline,
-        "It is not known which worker ran what: that comes with the process method.",
+        "It is not known who ran what: the process method tells.",
     ),
     ("objective", "Objective", figures.objectives, "No job has a numeric objective."),
     ("memory", "Memory", figures.memory, "Memory was not measured."),
@@ -121,10 +121,11 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
             f'<details><summary><span class="kind" style="background:{figures.COLOURS[group.kind]}">'
             f"{html.escape(group.kind)}</span> <b>{len(group.job_ids):,}</b> "
             f"<code>{html.escape(group.shared)}</code></summary>"
-            f"<p>jobs {html.escape(ids)}; the first of them:</p><pre>{html.escape(group.example.render())}</pre></details>"
+            f"<p>jobs {html.escape(ids)}; the first of them:</p>"
+            f"<pre>{html.escape(group.example.render())}</pre></details>"
         )
     if len(groups) > _MOST_GROUPS:
-        yield f"<p>{len(groups) - _MOST_GROUPS} more groups, each with fewer jobs.</p>"
+        yield f"<p>{len(groups) - _MOST_GROUPS} more groups of fewer jobs.</p>"
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:

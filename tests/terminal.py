@@ -1,0 +1,80 @@
+"""A real pseudo-terminal with a program in it: what a person at a keyboard sees and types."""
+
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Sequence
+from fcntl import ioctl
+from pathlib import Path
+from typing import Self
+
+_ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()][A-Z0-9]|\r")
+_PATIENCE_S = 60.0
+
+
+class Terminal:
+    """Runs a command in a terminal of its own. Its process group is killed at the end of the block."""
+
+    def __init__(self, command: Sequence[str], cwd: Path, columns: int = 120, rows: int = 40) -> None:
+        self._screen, other = pty.openpty()
+        ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows)}
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(other)
+        self._seen = b""
+
+    @property
+    def text(self) -> str:
+        """Everything that was written so far, without what moves the cursor and colours."""
+        return _ESCAPES.sub(b"", self._seen).decode(errors="replace")
+
+    def type(self, keys: bytes) -> None:
+        r"""Press keys; ``b"\\x03"`` is Ctrl-C."""
+        os.write(self._screen, keys)
+
+    def wait_for(self, text: str) -> None:
+        """Read until the text was written; fail when it never is."""
+        self._read(lambda: text in self.text)
+        assert text in self.text, self.text
+
+    def wait(self) -> int:
+        """Read to the end, and give the exit code."""
+        self._read(lambda: False)
+        return self.process.wait(_PATIENCE_S)
+
+    def _read(self, enough) -> None:
+        ends_at = time.monotonic() + _PATIENCE_S
+        while not enough() and (left_s := ends_at - time.monotonic()) > 0:
+            if not select.select([self._screen], [], [], left_s)[0]:
+                return
+            try:
+                chunk = os.read(self._screen, 65536)
+            except OSError:  # nobody has the other end any more
+                return
+            if not chunk:
+                return
+            self._seen += chunk
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self._screen)
