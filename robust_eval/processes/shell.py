@@ -296,7 +296,8 @@ def main(argv: list[str]) -> None:
     sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
     gc.disable()
     _raise_descriptor_limit()
-    Shell(link, config, exit_fd).run()
+    with sock:  # closed by us, else an interpreter that shows such things warns on the user's stderr
+        Shell(link, config, exit_fd).run()
 
 
 def _first_message(link: DriverLink) -> dict[str, Any]:
