@@ -22,6 +22,7 @@ from robust_eval.errors import InvalidArgument
 COMMAND = [sys.executable, "-W", "error", "-c", "from robust_eval.cli import main; main()"]
 MODEL = """
 import os, time
+from robust_eval import Callback
 
 def run(job):
     if job["x"] == 3:
@@ -38,6 +39,15 @@ def slow(job):
         return job["x"]
     time.sleep(600)
 
+class Stubborn(Callback):
+    def __call__(self, job):
+        return slow(job)
+
+    def on_close(self):
+        open("closing", "w").close()
+        time.sleep(600)
+
+stubborn = Stubborn()
 value = 7
 """
 
@@ -257,6 +267,24 @@ def test_ctrl_c_stops_and_keeps_and_resume_goes_on(here: Path):
     assert done.returncode == 0
     assert sorted(line["config"]["x"] for line in lines(done)) == [1, 2, 3]
     assert objectives(here / "results.csv") == {"0": "0.0", "1": "1.0", "2": "2.0", "3": "3.0"}
+
+
+def test_ctrl_c_twice_ends_at_once_and_leaves_nothing(here: Path):
+    """Even where the end takes its time: what is stored is stored, and every process is gone."""
+    os.environ["CLI_STOP_MARK"] = mark = f"twice-{os.getpid()}-{here.name}"
+    try:
+        with Terminal([*COMMAND, "run", "model:stubborn", "--grid", "x=0,1", "-w", "1"], here) as terminal:
+            wait_until((here / "began-1").exists, 60)
+            terminal.type(b"\x03")
+            wait_until((here / "closing").exists, 60)
+            terminal.type(b"\x03")
+            assert terminal.wait() == 130
+            assert "Traceback" not in terminal.text
+        wait_until(lambda: alive_with(mark) == [])
+    finally:
+        del os.environ["CLI_STOP_MARK"]
+    (done, left) = lines(robust_eval(here, "show"))
+    assert (done["objective"], left["objective"]) == (0.0, None)
 
 
 def test_sigterm_ends_in_good_order(here: Path):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
-from robust_eval.errors import InternalError, RobustEvalError
+from robust_eval.errors import InternalError, RobustEvalError, StorageError
 
 
 class Exit(IntEnum):
@@ -30,12 +30,12 @@ EPILOG: Final = (
 @contextmanager
 def told() -> Iterator[None]:
     """Tell an error of ours in one line and end with its exit code; a bug of ours keeps its traceback."""
-    # Its name is looked at: the storage's errors come with the storages.
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit(Exit.INTERRUPTED) from None
     except InternalError:
         raise
     except RobustEvalError as error:
         print(f"robust-eval: {error}", file=sys.stderr)  # noqa: T201  this is where it is told
-        failed = any(kind.__name__ == "StorageError" for kind in type(error).__mro__)
-        raise SystemExit(Exit.STORAGE if failed else Exit.USAGE) from error
+        raise SystemExit(Exit.STORAGE if isinstance(error, StorageError) else Exit.USAGE) from error

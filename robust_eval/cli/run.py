@@ -105,13 +105,15 @@ def run(
 ) -> None:
     """Evaluate a function or an executable over many configurations.
 
-    Every outcome is stored as it comes. Ctrl-C stops the search and keeps what it has (twice: at once, which keeps
-    what is stored); the same line with --resume goes on.
+    Every outcome is stored as it comes. Ctrl-C stops and keeps what there is;
+    twice, it ends at once. The same line with --resume goes on.
 
-    On a terminal a bar shows the progress; into a file or a pipe goes one line of JSON for each job.
+    On a terminal a bar shows the progress; into a file or a pipe goes
+    a line of JSON for each job.
 
-    Examples:
-      robust-eval run model:train configs.csv --workers 8 --job-timeout 60 --memory-limit 4GiB
+    For example:
+
+      robust-eval run model:train configs.csv --workers 8 --job-timeout 60
 
       robust-eval run --command './solver --re={re}' --grid re=10,100,1000
     """

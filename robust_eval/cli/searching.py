@@ -1,11 +1,12 @@
 """One search from the command line: made or resumed, watched, stopped, and its exit code."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from robust_eval.progress import ProgressCallback
 from robust_eval.storage.base import Storage
 
 DEFAULT_STORAGE: Final = "sqlite:///runs.db"
+_SHOW_CURSOR: Final = b"\x1b[?25h\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +123,26 @@ def _gathered(evaluator: ProcessPoolEvaluator, output: Path) -> Exit:
         _stop(evaluator, output)
         return Exit.INTERRUPTED
     _dump(evaluator, output)
-    failed = any(job.failure is not None for job in evaluator.jobs)
+    # A text is a failure of the run function's own: "F_diverged".
+    failed = any(job.failure is not None or isinstance(job.objective, str) for job in evaluator.jobs)
     return Exit.SOME_FAILED if failed else Exit.OK
 
 
 def _stop(evaluator: ProcessPoolEvaluator, output: Path) -> None:
     """Keep what there is. What has not settled is not gathered: a resumed search runs it."""
     # From now on Ctrl-C means now: the supervisor ends every process by itself, and what is stored is stored.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(Exit.INTERRUPTED))
+    signal.signal(signal.SIGINT, _end_now)
     if evaluator.num_jobs_submitted:
         evaluator.gather("BATCH", 0)
     _dump(evaluator, output)
     evaluator.close()
+
+
+def _end_now(_number: int, _frame: object) -> NoReturn:
+    with contextlib.suppress(OSError):
+        if os.isatty(1):
+            os.write(1, _SHOW_CURSOR)
+    os._exit(Exit.INTERRUPTED)
 
 
 def _dump(evaluator: ProcessPoolEvaluator, output: Path) -> None:
