@@ -3,9 +3,11 @@
 import time
 
 import pytest
+from waiting import wait_until
 
 from robust_eval import Evaluator, InvalidArgument, SearchBroken
 from robust_eval.evaluators.tally import Tally
+from robust_eval.processes.health import Health
 
 METHODS = ["serial", "thread", "process"]
 
@@ -94,3 +96,34 @@ def test_cancelled_jobs_break_no_search():
     assert not tally.observe([None] * 100)
     assert tally.observe(["crash"] * 3)
     assert not tally.observe(["crash"])
+
+
+def stay(job):
+    kept = b"x" * (40 << 20)
+    time.sleep(3600)
+    return len(kept)
+
+
+def test_each_worker_tells_what_it_runs():
+    """The job's id, how long it has run against its limit, what it holds against its limit; by slot; none when idle."""
+    limits = {"num_workers": 3, "job_timeout": 500.0, "memory_limit": "1GiB"}
+    with Evaluator.create(stay, "process", limits) as evaluator:
+        assert evaluator.stats()["running"] == []
+        evaluator.submit([{}, {}])
+        wait_until(lambda: [each["memory"] > 40 << 20 for each in evaluator.stats()["running"]] == [True, True])
+        running = evaluator.stats()["running"]
+    assert {each["job"] for each in running} == {"0.0", "0.1"}
+    assert [each["slot"] for each in running] == sorted({each["slot"] for each in running})
+    for each in running:
+        assert each["job_timeout"] == 500.0
+        assert each["memory_limit"] == 1 << 30
+        assert 0.0 < each["seconds"] < 500.0
+        assert each["state"] == "busy"
+
+
+def test_the_slot_of_the_last_worker_is_remembered():
+    """A job may settle after another worker took the slot; what is older is forgotten."""
+    health = Health(0.0)
+    for worker in range(4):
+        health.assigned(worker, 7)
+    assert [health.slot(worker) for worker in (1, 2, 3, None)] == [None, 7, 7, None]
