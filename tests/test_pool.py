@@ -39,6 +39,12 @@ POLICY: dict[str, Any] = {
 fails_in_its_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
+@pytest.fixture(autouse=True)
+def nobody_keeps_it_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that is stopped stands for one that hangs; in earnest it would be continued."""
+    monkeypatch.setattr("robust_eval.processes.system.keep_going", lambda _pid: None)
+
+
 class Driver:
     """What is above a pool: it keeps what is delivered and recorded."""
 
