@@ -8,7 +8,7 @@ from stress.bench import speed, speed_table, statistic
 from stress.bench.speed.curve import LENGTHS_S
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-CURVE, KILLS = DOCS / "performance-curve.svg", DOCS / "performance-kills.svg"
+CURVE, KILLS = (DOCS / path for path, _ in speed_table.PLOTS.values())
 _LEAST_S = 1e-5
 _SIZE = (7.0, 4.0)
 

@@ -7,6 +7,11 @@ from stress.bench import peers, speed, statistic
 from stress.bench.speed.measurement import Figure, Measurement
 
 _MARKS = {True: "reached", False: "**not reached**", None: "not compared"}
+# What `stress.bench.plots` draws beside the page, by the measurement that it is made of.
+PLOTS = {
+    "curve": ("performance-curve.svg", "Jobs a second against the length of a job"),
+    "deadline_idle": ("performance-kills.svg", "How long after its deadline a job was reported"),
+}
 _LARGE, _SMALL = 1000, 10
 
 
@@ -66,7 +71,9 @@ def _times(ours: float, theirs: float, figure: Figure) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """The whole table with its circumstances."""
+    """The whole table with its circumstances; a line that says so where nothing was measured."""
+    if not content["samples"]:
+        return "Nothing was measured yet."
     about, samples = content["about"], content["samples"]
     known = {name: samples[name] for name in speed.NAMES if name in samples}
     versions = ", ".join(
@@ -79,4 +86,5 @@ def page(content: Mapping[str, Any]) -> str:
         f"{about['python']}, load {about['load']} at the start; {about['runs']} runs of each, one after the other in "
         f"turn; {versions}."
     )
-    return "\n\n".join([circumstances, targets(known), *(one(name, taken) for name, taken in known.items())])
+    drawn = [f"![{text}]({path})" for name, (path, text) in PLOTS.items() if name in known]
+    return "\n\n".join([circumstances, targets(known), *drawn, *(one(name, taken) for name, taken in known.items())])

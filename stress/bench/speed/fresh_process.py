@@ -9,10 +9,10 @@ SIZES = {
     "futures": 40,
     "mp_pool": 400,
     "pebble": 100,
-    "deadpool": 40,
+    "deadpool": 20,
     "billiard": 40,
     "pynisher": 100,
-    "ray": 20,
+    "ray": 8,
 }
 
 

@@ -35,7 +35,7 @@ def sample(peer: str, size: int) -> dict[str, float]:
         before = psutil.Process(pid).cpu_times()
         time.sleep(_IDLE_S)
         after = psutil.Process(pid).cpu_times()
-    idle = 100 * (after.user + after.system - before.user - before.system) / _IDLE_S
+    idle = max(0.0, 100 * (after.user + after.system - before.user - before.system) / _IDLE_S)
     return {"start": took_s, "idle": idle}
 
 
