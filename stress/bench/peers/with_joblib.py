@@ -5,18 +5,20 @@ from typing import Any
 
 from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
 
-_START_S = 3.0  # of the workers, which counts against the timeout of the first calls
+# Of the workers, which counts against the timeout of the first calls.
+_FIRST_START_S, _START_S = 30.0, 3.0
 
 
 class _Session:
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
-        self._function, self._settings = function, settings
+        self._function, self._settings, self._start_s = function, settings, _FIRST_START_S
 
     def run(self, arguments: Sequence[Any]) -> Outcomes:
         from joblib import Parallel, delayed
 
         settings, index = self._settings, 0
-        timeout_s = None if settings.job_timeout is None else settings.job_timeout + _START_S
+        timeout_s = None if settings.job_timeout is None else settings.job_timeout + self._start_s
+        self._start_s = _START_S
         parallel = Parallel(settings.num_workers, timeout=timeout_s, return_as="generator", batch_size=1)
         try:
             for value in parallel(delayed(self._function)(argument) for argument in arguments):

@@ -7,7 +7,8 @@ from typing import Any
 
 from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings, settled
 
-_START_S = 3.0  # of a worker that takes the place of a cancelled one
+# Of workers, which counts like running: those of a new cluster, and one that takes the place of a cancelled one.
+_FIRST_START_S, _START_S = 30.0, 5.0
 _STORE_BYTES = 512 * 2**20
 
 
@@ -18,7 +19,7 @@ class _Session:
         import ray
 
         self._ray = ray
-        self._settings = settings
+        self._settings, self._start_s = settings, _FIRST_START_S
         ray.init(
             num_cpus=settings.num_workers,
             include_dashboard=False,
@@ -38,7 +39,8 @@ class _Session:
             except Exception as error:  # noqa: BLE001 - a refused call is an outcome
                 yield index, Outcome.failed(error)
         waiting, limit_s = list(refs), self._settings.job_timeout
-        timeout_s = None if limit_s is None else limit_s + _START_S
+        timeout_s = None if limit_s is None else limit_s + self._start_s
+        self._start_s = _START_S
         while waiting:
             # Nobody is told when a task begins. Whatever is first in line when nothing has ended for so long has hung.
             done, waiting = self._ray.wait(waiting, timeout=timeout_s)
