@@ -24,6 +24,7 @@ MORE = range(JOBS, JOBS + 4)
 _WARM_UP = range(1000, 1002)
 HANG_TIMEOUT_S = 1.0
 USUAL_TIMEOUT_S = 5.0
+LONG_TIMEOUT_S = 60.0
 _QUIET_S = 9.0
 _MORE_S = 3.0
 _CLOSE_S = 3.0
@@ -49,8 +50,11 @@ def patience(seconds: float) -> Iterator[None]:
 
 def settings_for(fault: Fault) -> peers.Settings:
     """A careful user's: a timeout always, a memory limit where memory is what the fault is about."""
+    memory_limit = fault.limits.get("memory_limit")
     timeout = HANG_TIMEOUT_S if "job_timeout" in fault.limits else USUAL_TIMEOUT_S
-    return peers.Settings(num_workers=2, job_timeout=timeout, memory_limit=fault.limits.get("memory_limit"))
+    # A timeout must not do a memory limit's work: on a slow machine it would.
+    timeout = timeout if memory_limit is None else LONG_TIMEOUT_S
+    return peers.Settings(num_workers=2, job_timeout=timeout, memory_limit=memory_limit)
 
 
 def collect(session: peers.Session, configs: Sequence[dict[str, Any]], quiet_s: float) -> dict[int, list[str]]:
@@ -64,7 +68,7 @@ def collect(session: peers.Session, configs: Sequence[dict[str, Any]], quiet_s: 
             for index, outcome in session.run(configs):
                 signal.setitimer(signal.ITIMER_REAL, quiet_s)
                 found.setdefault(configs[index]["x"], []).append(_verdict(outcome, configs[index]["x"]))
-    except Exception as error:  # noqa: BLE001 - a pool that breaks raises anything
+    except BaseException as error:  # noqa: BLE001 - a pool that breaks raises anything, in the driver what the job raised
         found[-1] = [f"the pool raised {type(error).__name__}"]
     return found
 

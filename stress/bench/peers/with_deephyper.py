@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
+from stress.bench.peers.contract import Offers, Outcome, Outcomes, OutOfPatience, Peer, Settings
 
 _MOST_IN_VAIN = 200
 
@@ -52,7 +52,9 @@ class _Session:
         while len(told) < len(arguments) and in_vain < _MOST_IN_VAIN:
             try:
                 jobs = self._evaluator.gather("BATCH", 1)
-            except Exception as error:  # noqa: BLE001 - whatever the job raised
+            except BaseException as error:  # whatever the job raised, SystemExit too
+                if isinstance(error, OutOfPatience):
+                    raise
                 raised[id(error)] = error
                 in_vain += 1
                 continue

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
+from stress.bench.peers.contract import Offers, Outcome, Outcomes, OutOfPatience, Peer, Settings
 
 # Of the workers, which counts against the timeout of the first calls.
 _FIRST_START_S, _START_S = 30.0, 3.0
@@ -24,7 +24,9 @@ class _Session:
             for value in parallel(delayed(self._function)(argument) for argument in arguments):
                 yield index, Outcome(value)
                 index += 1
-        except Exception as error:  # noqa: BLE001 - whatever the job raised
+        except BaseException as error:  # whatever the job raised, SystemExit too
+            if isinstance(error, OutOfPatience | GeneratorExit):
+                raise
             yield from ((later, Outcome.failed(error)) for later in range(index, len(arguments)))
 
     def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
