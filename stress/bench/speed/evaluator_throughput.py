@@ -2,14 +2,12 @@
 
 from stress.bench.speed.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
-from stress.bench.speed.sessions import finish, session
+from stress.bench.speed.sessions import throughput
 
 
 def sample(peer: str, size: int) -> dict[str, float]:
     """All at once, after a hundred to warm up."""
-    arguments = [{"x": x} for x in range(size)]
-    with session(peer, noop, arguments[:100]) as opened:
-        return {"rate": size / finish(opened, arguments)}
+    return throughput(peer, noop, size)
 
 
 MEASUREMENT = Measurement(
@@ -24,7 +22,8 @@ MEASUREMENT = Measurement(
                 Target("2x concurrent.futures", against=("futures",), factor=2.0),
                 Target("20x DeepHyper", against=("deephyper",), factor=20.0),
             ),
-        )
+        ),
+        "cpu": Figure("CPU of all processes a call", "us", more_is_better=False),
     },
     note="DeepHyper gets 2,000 jobs, the others 20,000; concurrent.futures is called unchunked.",
 )

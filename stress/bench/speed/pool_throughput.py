@@ -2,7 +2,7 @@
 
 from stress.bench.speed.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
-from stress.bench.speed.sessions import finish, session
+from stress.bench.speed.sessions import throughput
 
 SIZES = {
     "our_pool": 50_000,
@@ -25,9 +25,7 @@ PEERS = tuple(name for name in SIZES if name not in {"our_pool", "pipeline"})
 
 def sample(peer: str, size: int) -> dict[str, float]:
     """All at once, after a hundred to warm up."""
-    arguments = [{"x": x} for x in range(size)]
-    with session(peer, noop, arguments[:100]) as opened:
-        return {"rate": size / finish(opened, arguments)}
+    return throughput(peer, noop, size)
 
 
 MEASUREMENT = Measurement(
@@ -43,7 +41,8 @@ MEASUREMENT = Measurement(
                 Target("above every peer", against=PEERS),
                 Target("a third of the bare pipeline", against=("pipeline",), factor=1 / 3),
             ),
-        )
+        ),
+        "cpu": Figure("CPU of all processes a call", "us", more_is_better=False),
     },
     note="The slower get fewer calls. Every call is submitted by itself, none in chunks; pynisher has one worker.",
 )
