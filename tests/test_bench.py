@@ -128,11 +128,22 @@ def test_only_of_ours_the_kind_must_be_right():
     assert verdict.judge("ours", CATALOGUE["exit_with_1"], ended()) == ""
 
 
-def test_a_guilty_job_with_a_value_was_not_reported():
-    """A value stands for a job only where nothing is the matter with it."""
-    first = ended().told()["first"] | {str(GUILTY[0]): ["right"], str(GUILTY[1]): ["right"]}
-    assert verdict.judge("pebble", CATALOGUE["exit_with_1"], ended({"first": first})) == "g"
-    assert verdict.judge("pebble", CATALOGUE["leave_a_child"], ended({"first": first})) == ""
+@pytest.mark.parametrize(
+    ("peer", "fault", "said", "letters"),
+    [
+        ("pebble", "result_is_nan", "wrong", "g"),
+        ("pebble", "configuration_does_not_pickle", "right", ""),
+        ("ours", "configuration_does_not_pickle", "right", "g"),
+        ("pebble", "leave_a_child", "right", ""),
+        ("ours", "leave_a_child", "right", ""),
+        ("pebble", "leave_a_child", "failed None any", ""),
+        ("ours", "leave_a_child", "failed crash any", "g"),
+    ],
+)
+def test_what_a_guilty_job_may_deliver(peer: str, fault: str, said: str, letters: str):
+    """A wrong value is no report; the right one will do for a peer, for ours only where nothing is the matter."""
+    first = ended().told()["first"] | {str(x): [said] for x in GUILTY}
+    assert verdict.judge(peer, CATALOGUE[fault], ended({"first": first})) == letters
 
 
 def test_the_representative_faults_are_in_the_catalogue():

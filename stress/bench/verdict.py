@@ -2,7 +2,7 @@
 
 A cell passes if every innocent job delivers its own right result and ran exactly once, the guilty ones are reported,
 the pool is usable at once, and no process is left. Of ours the kind of failure must be right too; of a peer any error
-will do.
+will do, and so will the right result where it gets by without, say, pickling what does not pickle.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from stress.fault import Fault
 # One letter each, in this order; the legend of every table.
 REASONS = {
     "i": "an innocent job failed or was lost",
-    "g": "a guilty job was never reported, or delivered a value all the same",
+    "g": "a guilty job was never reported, or delivered a wrong value",
     "k": "a failure of the wrong kind (asked of robust_eval alone)",
     "2": "a job ran twice",
     "u": "the pool did not run the next four jobs",
@@ -48,12 +48,12 @@ def judge(peer: str, fault: Fault, ended: Ended) -> str:
 
 
 def _reported(verdicts: list[str] | None, fault: Fault, peer: str) -> bool:
-    """One outcome: a failure, or its own value where nothing is the matter with that; of a peer any error will do."""
+    """One outcome. A peer may report any error, or do the job rightly all the same; ours does as the catalogue says."""
     if verdicts is None or len(verdicts) != 1:
         return False
-    if verdicts[0].startswith("failed"):
-        return bool(fault.kinds) or peer not in OURS
-    return verdicts == ["right"] and not fault.kinds
+    if peer in OURS:
+        return verdicts[0].startswith("failed") if fault.kinds else verdicts == ["right"]
+    return verdicts[0].startswith("failed") or verdicts == ["right"]
 
 
 def _kind_is_right(verdicts: list[str] | None, fault: Fault) -> bool:
