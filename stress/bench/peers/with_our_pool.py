@@ -1,0 +1,86 @@
+"""Ours without jobs, storage and CSV: the bare pool under the evaluator."""
+
+import queue
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
+
+
+class Runner:
+    """What a worker of the bare pool does with an argument."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, argument: Any, _context: object) -> Any:
+        return self._function(argument)
+
+
+class _Session:
+    def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
+        from robust_eval.processes.parcel import pack
+        from robust_eval.processes.pool import Pool, PoolSettings
+        from robust_eval.processes.worker import Bundle
+
+        policy = {
+            "num_workers": settings.num_workers,
+            "max_retries": 0,
+            "retry_on": [],
+            "grace_s": 0.0,
+            "kill_timeout_s": 10.0,
+            "start_timeout_s": 60.0,
+            "max_tasks_per_child": settings.max_tasks_per_child,
+            "max_start_failures": 3,
+        }
+        self._settings = settings
+        self._next = 0
+        self._settled: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self._pool = Pool(
+            pack(Bundle(Runner(function))), PoolSettings(policy, sys.executable), self._settled.put, lambda *_: None
+        )
+
+    def run(self, arguments: Sequence[Any]) -> Outcomes:
+        from robust_eval.processes.parcel import pack
+        from robust_eval.processes.pending import Submission
+
+        first, submissions, left = self._next, [], len(arguments)
+        self._next += left
+        limits = self._settings.job_timeout, self._settings.memory_limit
+        for index, argument in enumerate(arguments):
+            try:
+                submissions.append(Submission(first + index, pack(argument), *limits))
+            except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
+                left -= 1
+                yield index, Outcome.failed(error, "unpicklable")
+        self._pool.submit(submissions)
+        while left:
+            for settled in self._settled.get():
+                left -= 1
+                yield settled.job_id - first, _outcome(settled)
+
+    def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
+        outcomes = dict(self.run(arguments))
+        return (outcomes[index] for index in range(len(arguments)))
+
+    def helpers(self) -> list[int]:
+        return [self._pool.supervisor_pid]
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def _outcome(settled: Any) -> Outcome:
+    from robust_eval.processes.parcel import open_parcel, unpack
+    from robust_eval.processes.pending import Done
+
+    if not isinstance(settled, Done):
+        return Outcome(error=repr(settled.info)[:200], kind=settled.info["kind"])
+    try:
+        return Outcome(unpack(open_parcel(settled.parcel)))
+    except Exception as error:  # noqa: BLE001 - the user's unpickling raises anything
+        return Outcome.failed(error, "unpicklable")
+
+
+PEER = Peer("its bare pool", "robust-eval", Offers("yes", "yes", "yes"), _Session)
