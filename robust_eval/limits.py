@@ -16,6 +16,8 @@ from typing import Any, Final
 from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
 
 _MIB: Final = 1024 * 1024
+_FDS_PER_WORKER: Final = 10
+_OTHER_FDS: Final = 64
 _UNITS: Final = {
     "b": 1,
     "kb": 1000,
@@ -173,3 +175,20 @@ def parse_count(name: str, value: Any, *, minimum: int = 1) -> int:
     if count < minimum:
         raise InvalidArgument(f"{name}={count} is too small. Allowed is {allowed}.")
     return count
+
+
+def refuse_too_many_workers(num_workers: int) -> None:
+    """See that the supervisor of so many workers can open their channels; it may go up to the hard limit.
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    import resource  # noqa: PLC0415  not on Windows, where no such workers exist
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = (hard - _OTHER_FDS) // _FDS_PER_WORKER
+    if hard != resource.RLIM_INFINITY and num_workers > most:
+        raise InvalidArgument(
+            f"num_workers={num_workers} needs about {num_workers * _FDS_PER_WORKER + _OTHER_FDS} open files and this "
+            f"process may have {hard}: use at most {max(1, most)} workers, or raise the hard limit (ulimit -Hn)"
+        )

@@ -76,7 +76,7 @@ class Floor:
 
     def worker(self, worker_id: int = 1) -> int:
         """A worker that is ready; its process id."""
-        if self.crew._template is None:
+        if self.crew._nursery.template is None:
             self.crew.start_template()
         self.crew.start_worker(worker_id)
         self.until(ev.WorkerForked)
@@ -180,10 +180,10 @@ def test_processes_that_are_still_there_are_named():
         floor.send(leave)
         child = unpack(open_parcel(floor.until(ev.ResultReceived).payload.parcel))
         alive = set(floor.crew.alive(1))
-        template = floor.crew._template
-        floor.crew._template = None
+        template = floor.crew._nursery.template
+        floor.crew._nursery.template = None
         without = set(floor.crew.alive(1))
-        floor.crew._template = template
+        floor.crew._nursery.template = template
         assert second not in alive
         return alive == {first, child}, without == alive
 
@@ -226,7 +226,7 @@ def test_a_dead_template_takes_its_workers_along():
 
     def test(floor: Floor) -> tuple[Any, ...]:
         pid = floor.worker(1)
-        template = floor.crew._template
+        template = floor.crew._nursery.template
         assert template is not None
         os.kill(template.pid, signal.SIGSTOP)
         floor.crew.start_worker(2)
@@ -289,7 +289,7 @@ def test_closed_pipes_do_not_keep_the_supervisor_awake():
             assert monotonic() < ends_at
             floor.turn(0.1)
         floor.turn(0.0)
-        template = floor.crew._template
+        template = floor.crew._nursery.template
         assert template is not None
         quiet = not floor.selector.select(0.0)
         floor.crew.kill(1)
@@ -303,7 +303,7 @@ def test_a_closed_log_does_not_keep_the_supervisor_awake():
 
     def test(floor: Floor) -> bool:
         floor.worker()
-        template = floor.crew._template
+        template = floor.crew._nursery.template
         assert template is not None
         assert template.log.fd in floor.selector.get_map()
         reading, writing = os.pipe2(os.O_NONBLOCK)

@@ -9,7 +9,6 @@ import marshal
 import os
 import selectors
 import signal
-from collections import deque
 from collections.abc import Callable
 from math import isfinite
 from time import monotonic
@@ -20,6 +19,7 @@ from robust_eval.processes.burial import Undertaker
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
 from robust_eval.processes.link import Log, TemplateLink
 from robust_eval.processes.meter import Meter
+from robust_eval.processes.nursery import Nursery
 from robust_eval.processes.output import Output
 from robust_eval.processes.parcel import Parcel, view
 from robust_eval.processes.port import Finished, Port
@@ -28,7 +28,6 @@ from robust_eval.supervision import events as ev
 
 _CLOSE_S = 1.0
 _CLOCK_SLACK_S = 0.001
-_MOST_FORKING = 32
 
 
 class Crew:
@@ -54,12 +53,10 @@ class Crew:
         self._selector = selector
         self._memory_limit_of = memory_limit_of
         self._record = record
-        self._template: TemplateLink | None = None
+        self._nursery = Nursery(settings)
         self._ports: dict[int, Port] = {}
         self._dumped: set[int] = set()
         self._gone: list[Callable[[], None]] = []
-        self._unforked: deque[Port] = deque()
-        self._forking = 0
         self.meter = Meter()
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._oom_kills = system.oom_kills()
@@ -69,11 +66,10 @@ class Crew:
     def start_template(self) -> None:
         """Start a template process."""
         try:
-            link = TemplateLink(self._settings)
+            link = self._nursery.open()
         except OSError as error:  # no process or no descriptor is free, which may pass
             self.events.append(ev.TemplateExited(was_ready=False, detail=f"no template can be started: {error}"))
             return
-        self._template = link
         self._undertaker.spare([link.pid])
         self._register(link.sock.fileno(), self._on_template)
         self._register(link.log.fd, lambda: self._read(link.log))
@@ -89,20 +85,7 @@ class Crew:
         self._ports[worker_id] = port
         self._register(port.outbox.fileno(), lambda: self.drain(port))
         self._register(port.output.fd, lambda: self._read(port.output))
-        self._unforked.append(port)
-        self._fork()
-
-    def _fork(self) -> None:
-        """Order what the template can do soon: a channel that is full of orders and answers would block both ends."""
-        template = self._template
-        while template is not None and template.ready and self._unforked and self._forking < _MOST_FORKING:
-            port = self._unforked.popleft()
-            if port.child_fds:
-                self._forking += 1
-                template.fork(port.worker_id, [*port.child_fds, self._settings.ledger_fd])
-                for fd in port.child_fds:
-                    os.close(fd)
-                port.child_fds = []
+        self._nursery.order(port)
 
     def _unstarted(self, worker_id: int, detail: str) -> None:
         self.events += [ev.StartFailed(worker_id, detail), ev.WorkerExited(worker_id)]
@@ -159,7 +142,7 @@ class Crew:
             return
         port.doomed = True
         if port.pid is None:
-            if self._template is None or port.child_fds:
+            if self._nursery.template is None or port.child_fds:
                 self._never_forked(port)
             return
         tree.kill_below(port.pid)
@@ -168,15 +151,15 @@ class Crew:
     def _never_forked(self, port: Port) -> None:
         self._forget(port)
         self.events.append(ev.WorkerExited(port.worker_id))
-        if self._template is not None and not self._template.ready:
-            self._template.kill()
+        if self._nursery.template is not None and not self._nursery.template.ready:
+            self._nursery.template.kill()
 
     def alive(self, worker_id: int) -> list[int]:
         """The processes of a worker's tree that are still there."""
         port = self._ports.get(worker_id)
         if port is None or port.pid is None:
             return []
-        orphans = tree.children(self._template.pid) if self._template is not None else []
+        orphans = tree.children(self._nursery.template.pid) if self._nursery.template is not None else []
         workers = {other.pid for other in self._ports.values()}
         pids = [port.pid, *tree.descendants(port.pid), *(pid for pid in orphans if pid not in workers)]
         return [pid for pid in pids if tree.is_there(pid)]
@@ -274,27 +257,15 @@ class Crew:
         return len(self.events) > before
 
     def _on_template(self) -> None:
-        template = self._template
-        if template is None:
-            return
-        while True:
-            told, fds = wire.hear(template.sock)
-            if told is None:
-                break
-            if told.kind == wire.TEMPLATE_READY:
-                template.ready = True
-            elif told.kind == wire.TEMPLATE_FAILED:
-                template.detail = told.text
-            elif told.kind == wire.EXITED:
+        for told, fds in self._nursery.hear():
+            if told.kind == wire.EXITED:
                 self._on_exit(told.worker_id, told.number)
             elif told.kind == wire.UNFORKED:
-                self._forking -= 1
                 self._forget(self._ports[told.worker_id])
                 self._unstarted(told.worker_id, f"no worker can be forked: {os.strerror(told.number)}")
             else:
-                self._forking -= 1
                 self._on_forked(self._ports[told.worker_id], told.number, *fds)
-        self._fork()
+        self._nursery.order()
 
     def _on_forked(self, port: Port, pid: int, exit_fd: int | None = None) -> None:
         port.pid, port.exit_fd = pid, exit_fd
@@ -339,7 +310,7 @@ class Crew:
 
     def _on_template_exit(self) -> None:
         """The workers of a dead template come to this process, which buries them itself."""
-        template = self._template
+        template = self._nursery.template
         if template is None:
             return
         self._on_template()
@@ -358,17 +329,15 @@ class Crew:
     def _drop_template(self, template: TemplateLink) -> None:
         for fd in (template.sock.fileno(), template.log.fd, template.exit_fd):
             self._selector_forget(fd)
-        self._template = None
-        self._forking = 0
-        self._unforked.clear()
+        self._nursery.close()
         self._undertaker.spare([])
         template.end(_CLOSE_S)
         self._gone.append(template.close)
 
     def go_on(self) -> None:
         """Continue a template that a job has stopped: nobody else could fork or reap."""
-        if self._template is not None:
-            system.go_on_if_stopped(self._template.pid)
+        if self._nursery.template is not None:
+            system.go_on_if_stopped(self._nursery.template.pid)
 
     def bury(self) -> None:
         """Reap what came to this process."""
@@ -386,8 +355,8 @@ class Crew:
 
     def close(self) -> None:
         """End the template and whatever is left below this process."""
-        if self._template is not None:
-            self._drop_template(self._template)
+        if self._nursery.template is not None:
+            self._drop_template(self._nursery.template)
         self._undertaker.kill_all()
         for port in list(self._ports.values()):
             self._forget(port)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from robust_eval.errors import EvaluatorClosed, InvalidArgument, RobustEvalError
+from robust_eval.errors import EvaluatorClosed, RobustEvalError
+from robust_eval.limits import refuse_too_many_workers
 from robust_eval.logs import logger
 from robust_eval.processes import begun, loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE
@@ -32,7 +33,6 @@ _CLOSE_SLACK_S = 5.0
 _SWEEP_S = 2.0
 _STEP_S = 0.005
 _ANSWER_S = 2.0
-_FDS_PER_WORKER, _OTHER_FDS = 10, 64
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Pool:
         deliver: Callable[[list[Settled]], None],
         record: Callable[[int, bytes], None],
     ) -> None:
-        _refuse_too_many(settings.policy["num_workers"])
+        refuse_too_many_workers(settings.policy["num_workers"])
         if isinstance(bundle, bytes):
             bundle = store([bundle], len(bundle))
         if not isinstance(bundle, Memory):
@@ -378,18 +378,6 @@ class Pool:
     def _release(self) -> None:
         os.close(self._bundle_fd)
         self._pending.close()
-
-
-def _refuse_too_many(num_workers: int) -> None:
-    """The supervisor raises its own limit of open files to the hard one; beyond that, workers could not be started."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = (hard - _OTHER_FDS) // _FDS_PER_WORKER
-    if hard != resource.RLIM_INFINITY and num_workers > most:
-        msg = (
-            f"num_workers={num_workers} needs about {num_workers * _FDS_PER_WORKER + _OTHER_FDS} open files and this "
-            f"process may have {hard}: use at most {max(1, most)} workers, or raise the hard limit (ulimit -Hn)"
-        )
-        raise InvalidArgument(msg)
 
 
 def _kept(memory: Memory) -> Landed:

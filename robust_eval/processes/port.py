@@ -156,11 +156,15 @@ class Port:
             channel_lost=bool(self._stamps[LOST_AT]),
         )
 
-    def close(self) -> None:
-        """Close everything, once."""
+    def hand_over(self) -> None:
+        """The worker has its descriptors, which are of no use here."""
         for fd in self.child_fds:
             os.close(fd)
         self.child_fds = []
+
+    def close(self) -> None:
+        """Close everything, once."""
+        self.hand_over()
         self._inbox.close()
         self._unread.close()
         self.reports.close()
