@@ -178,6 +178,8 @@ _WORDS = {
     ("cancelled", ""): "the job was cancelled",
     ("cancelled", "closed"): "the evaluator was closed before the job had finished",
     ("cancelled", "search"): "the budget of the search (set_timeout) ran out before the job began",
+    ("lost", "host"): "the host that ran the job was lost",
+    ("startup", "hosts"): "no host is left that could run the job",
     ("lost", "supervisor"): "the supervisor process died while the job ran",
     ("lost", "template"): "the template process died, and with it the workers that it had forked",
     ("lost", "unresponsive"): "the worker did not begin the job",
