@@ -64,7 +64,9 @@ class LocalFleet:
 class LocalHostsEvaluator(HostsEvaluator):
     """An evaluator over such hosts; its arguments are those of `ProcessPoolEvaluator` and `slots`."""
 
-    def __init__(self, run_function: Any, slots: tuple[int, ...] = (1, 1), *, awaits: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, run_function: Any, slots: tuple[int, ...] = (1, 1), *, awaits: bool = False, **kwargs: Any
+    ) -> None:
         self.fleet = LocalFleet(list(slots), awaits=awaits)
         super().__init__(run_function, sum(slots), **kwargs)
 

@@ -56,14 +56,15 @@ def listen(names: list[str]) -> tuple[socket.socket, Call]:
     """Listen for hosts.
 
     Args:
-        names: under which names or addresses hosts may reach this machine; only loopback is listened on where nothing
-            else is named.
+        names: under which names or addresses hosts may reach this machine. A single one is the only one listened on.
 
     Returns:
         The listening socket, which does not block, and what hosts must know.
     """
-    everywhere = any(not name.startswith("127.") for name in names)
-    sock = socket.create_server(("" if everywhere else "127.0.0.1", 0), backlog=_BACKLOG)
+    try:
+        sock = socket.create_server((names[0] if len(names) == 1 else "", 0), backlog=_BACKLOG)
+    except OSError:  # the name is one that others know this machine by, and it does not
+        sock = socket.create_server(("", 0), backlog=_BACKLOG)
     sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
     port = sock.getsockname()[1]
     return sock, Call([(name, port) for name in names], os.urandom(_SECRET_BYTES))

@@ -11,7 +11,6 @@ from robust_eval.evaluators.hosts import calling
 from robust_eval.processes import wire
 
 
-
 class Line:
     """One connection, of a stranger until its other end has proven that it knows the secret.
 

@@ -82,6 +82,7 @@ class HostsPool:
         self._slots: dict[int, int] = {}
         self._lock = threading.RLock()
         self._orders: deque[Callable[[], None]] = deque()
+        self._when_idle: list[Callable[[], None]] = []
         self._closing = False
         self._close_by: float | None = None
         self._asking = threading.Lock()
@@ -154,6 +155,13 @@ class HostsPool:
         """Whether hosts may join that were not announced: jobs wait for them, too."""
         self._order(lambda: self._core.awaits(more))
 
+    def wait_until_idle(self) -> None:
+        """Wait until everything that was submitted has settled."""
+        idle = threading.Event()
+        self._order(lambda: self._when_idle.append(idle.set))
+        while self._thread.is_alive() and not idle.wait(_ANSWER_S):
+            pass
+
     def close(self) -> None:
         """End everything. What has not settled settles as cancelled. Bounded; free to be called again.
 
@@ -211,6 +219,8 @@ class HostsPool:
             now = time.monotonic()
             for action in self._core.turn(now):
                 self._PERFORM[type(action)](self, action)
+            while self._when_idle and not self._core.places:
+                self._when_idle.pop()()
             if self._close_by is not None:
                 if now > self._close_by:
                     self._give_up("it did not end in time")

@@ -92,7 +92,11 @@ class RayEvaluator(HostsEvaluator):
             room = sum(rooms(share).values())
             if fills and not room:
                 raise InvalidArgument(_no_room(share))
-            self._share, self._slots_wanted, self._max_start_failures = share, wanted, limits.get("max_start_failures", 3)
+            self._share, self._slots_wanted, self._max_start_failures = (
+                share,
+                wanted,
+                limits.get("max_start_failures", 3),
+            )
             slots = room if wanted is None else wanted
             super().__init__(run_function, slots, callbacks, run_function_kwargs, storage, search_id, **limits)
         except BaseException:

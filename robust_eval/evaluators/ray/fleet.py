@@ -20,6 +20,7 @@ from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from robust_eval.evaluators.hosts.calling import Call, Station
+from robust_eval.evaluators.hosts.sharing import divided
 from robust_eval.evaluators.ray.host import Host
 
 if TYPE_CHECKING:
@@ -67,26 +68,10 @@ def _whole(amount: float) -> float:
     return amount if amount <= 1.0 else math.ceil(amount - 1e-9)
 
 
-def divided(wanted: int | None, capacities: Mapping[str, int]) -> dict[str, int]:
-    """Divide the slots that are wanted among nodes, as evenly as their room allows; None fills them."""
-    shares: dict[str, int] = {}
-    for index, (node, room) in enumerate(sorted(capacities.items(), key=lambda item: item[1])):
-        share = room if wanted is None else min(room, math.ceil(wanted / (len(capacities) - index)))
-        if wanted is not None:
-            wanted -= share
-        if share:
-            shares[node] = share
-    return shares
-
-
 def rooms(share: Share) -> dict[str, int]:
     """How many slots have room now on each living node."""
     free = state.available_resources_per_node()
-    return {
-        node["NodeID"]: share.slots(free.get(node["NodeID"], {}))
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    return {node["NodeID"]: share.slots(free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]}
 
 
 class _Node:
