@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from robust_eval.evaluators.hosts.calling import Call
 from robust_eval.evaluators.hosts.evaluator import HostsEvaluator
 from robust_eval.evaluators.hosts.pool import HostsPool
@@ -15,59 +17,56 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 class LocalFleet:
-    """Starts a process for each host.
+    """Starts a process for each host; its workers find the host's number in HOST_NUMBER."""
 
-    Args:
-        slots: of each host.
-        awaits: whether more may be started later.
-    """
-
-    def __init__(self, slots: list[int], *, awaits: bool = False) -> None:
+    def __init__(self, slots: tuple[int, ...]) -> None:
         self._slots = slots
-        self._awaits = awaits
         self.processes: list[subprocess.Popen[str]] = []
 
     def names(self) -> list[str]:
         return ["127.0.0.1"]
 
     def start(self, call: Call, pool: HostsPool) -> None:
-        self._call, self._pool = call, pool
-        pool.awaits(self._awaits)
+        self.call, self._pool = call, pool
         for slots in self._slots:
             self.add(slots)
 
     def add(self, slots: int) -> subprocess.Popen[str]:
         """Start one more host."""
-        name, port = self._call.addresses[0]
-        self._pool.expects([len(self.processes)])
+        number = len(self.processes)
+        self._pool.expects([number])
+        name, port = self.call.addresses[0]
         process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, str(len(self.processes)), str(slots), name, str(port)],
+            [sys.executable, "-c", _RUN, str(number), str(slots), name, str(port)],
             stdin=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": _ROOT},
+            env={**os.environ, "PYTHONPATH": _ROOT, "HOST_NUMBER": str(number)},
         )
         assert process.stdin is not None
-        process.stdin.write(self._call.secret.hex() + "\n")
+        process.stdin.write(self.call.secret.hex() + "\n")
         process.stdin.close()
         self.processes.append(process)
         return process
 
+    def supervisor_of(self, number: int) -> psutil.Process:
+        """The supervisor process of a host."""
+        children = psutil.Process(self.processes[number].pid).children()
+        return next(child for child in children if "processes.shell" in " ".join(child.cmdline()))
+
     def stop(self) -> None:
         for process in self.processes:
             try:
-                process.wait(10)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 class LocalHostsEvaluator(HostsEvaluator):
-    """An evaluator over such hosts; its arguments are those of `ProcessPoolEvaluator` and `slots`."""
+    """An evaluator over such hosts; its arguments are those of `ProcessPoolEvaluator`, and the slots of each host."""
 
-    def __init__(
-        self, run_function: Any, slots: tuple[int, ...] = (1, 1), *, awaits: bool = False, **kwargs: Any
-    ) -> None:
-        self.fleet = LocalFleet(list(slots), awaits=awaits)
+    def __init__(self, run_function: Any, slots: tuple[int, ...] = (1, 1), **kwargs: Any) -> None:
+        self.fleet = LocalFleet(slots)
         super().__init__(run_function, sum(slots), **kwargs)
 
     def _fleet(self) -> LocalFleet:

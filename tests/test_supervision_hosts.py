@@ -160,6 +160,34 @@ def test_a_host_that_cannot_start_workers_costs_no_job():
     assert sent(core) == {1: [2]}
 
 
+def test_a_host_that_is_spent_hands_back_what_it_was_sent():
+    """It gets nothing more, is dismissed when it holds nothing, and its word stands for hosts there are none of."""
+    core = core_with(2)
+    core.submitted(range(3))
+    sent(core)
+    core.spent(0, "worn out")
+    core.spent(7, "nobody knows it")
+    finish(core, 0, [0], 0.0)
+    core.expects([1])
+    assert core.turn(0.0) == []
+    core.returned(0, [1], 0.0)
+    assert core.turn(0.0) == [Dismiss(0)]
+    core.left(0, "dismissed")
+    core.missed(1, "fire")
+    assert core.turn(0.0) == [Settle(job_id, "startup", "hosts", 0, "fire") for job_id in (1, 2)]
+
+
+def test_nothing_is_withdrawn_from_a_host_that_makes_progress():
+    """Its patience counts from the last outcome."""
+    core = core_with(1)
+    first = warm(core, slots=1)
+    core.submitted(range(first, first + 20))
+    batch = sent(core)[0]
+    finish(core, 0, batch[:1], 0.03)
+    assert sent(core, 0.051) == {}
+    assert [type(action) for action in core.turn(0.102)] == [Withdraw]
+
+
 def test_when_no_host_can_start_workers_jobs_say_why():
     """The last host's evidence is on every job, those submitted later included, until a host comes that can."""
     core = core_with(1)

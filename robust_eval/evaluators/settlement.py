@@ -167,7 +167,7 @@ def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], poli
         return f"no worker could be started, {policy['max_start_failures']} times in a row: {detail}".rstrip(": ")
     if kind == "timeout" and info.get("duration") is not None:
         return f"{words} (it ran {info['duration']:.3f} s)"
-    if kind == "lost":
+    if kind == "lost" or info["cause"] == "hosts":
         return f"{words}: {detail}" if detail else str(words)
     return str(words)
 

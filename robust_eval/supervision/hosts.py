@@ -218,8 +218,7 @@ class Hosts:
             del host.sent[job_id]
             if outcome.kind == "startup" and not (self.closing or self._over or job_id in self.unwanted):
                 back.append(job_id)
-                host.shut, self._blow = True, Blow("startup", "startup", outcome.evidence)
-                self._hungry.pop(host_id, None)
+                self._shut(host, Blow("startup", "startup", outcome.evidence))
                 continue
             self._forget(job_id)
             accepted.append(job_id)
@@ -238,6 +237,12 @@ class Hosts:
                 del host.sent[job_id]
             self._progressed(host, now)
             self._give_back(ours)
+
+    def spent(self, host_id: int, detail: object) -> None:
+        """The host can begin no more jobs; what it holds it hands back or brings to its end."""
+        host = self.hosts.get(host_id)
+        if host is not None:
+            self._shut(host, Blow("startup", "hosts", detail))
 
     def left(self, host_id: int, detail: object, unsent: Collection[int] = ()) -> None:
         """The host is gone, and what runs there is no longer ours.
@@ -259,6 +264,10 @@ class Hosts:
                 self._lose(job_id, detail)
 
     # -- what follows
+
+    def _shut(self, host: Host, blow: Blow) -> None:
+        host.shut, self._blow = True, blow
+        self._hungry.pop(host.host_id, None)
 
     def _progressed(self, host: Host, now: float) -> None:
         host.progress_at = now

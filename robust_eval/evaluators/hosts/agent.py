@@ -66,7 +66,7 @@ class Agent:
             self._obey(pool)
         finally:
             pool.close()
-        self._say((say.END, self._station.host_id, "it was dismissed, or gave itself up"))
+        self._say((say.END, self._station.host_id, "it was dismissed"))
 
     def _first_order(self) -> dict[str, Any] | None:
         while self._frames.read():
@@ -107,8 +107,7 @@ class Agent:
         """Obey what has come. False when that was to go."""
         for kind, *rest in self._frames.messages():
             if kind == say.SUBMIT:
-                if not self._submit(pool, rest[0]):
-                    return False
+                self._submit(pool, rest[0])
             elif kind == say.CANCEL:
                 pool.cancel(rest[0])
             elif kind == say.WITHDRAW:
@@ -123,8 +122,11 @@ class Agent:
                 return False
         return True
 
-    def _submit(self, pool: Pool, rows: list[tuple[Any, ...]]) -> bool:
-        """Hand jobs to the pool. False when it has given itself up: its supervisor died again and again."""
+    def _submit(self, pool: Pool, rows: list[tuple[Any, ...]]) -> None:
+        """Hand jobs to the pool, or back when it has given itself up: its supervisor died again and again.
+
+        The driver is told that first, so that it does not send them again, and what is on its way is handed back too.
+        """
         submissions = [
             Submission(job_id, parcel, timeout_s, self._bytes_of(limit), attempts, self._log(log))
             for job_id, parcel, timeout_s, limit, attempts, log in rows
@@ -132,9 +134,8 @@ class Agent:
         try:
             pool.submit(submissions)
         except EvaluatorClosed:
+            self._say((say.SPENT, "its supervisor died again and again"))
             self._say((say.SETTLED, [], [], [], [submission.job_id for submission in submissions]))
-            return False
-        return True
 
     def _bytes_of(self, limit: Any) -> int | None:
         """A memory limit in bytes: a share is one of this machine's memory."""

@@ -55,7 +55,7 @@ class Line:
             return
         yield from self._frames.messages()
         if not there:
-            raise ConnectionResetError("the connection to it ended")
+            raise ConnectionResetError("it hung up")
 
     def _greet(self) -> bool:
         """Read the answer to our nonce. True once it is proven that this is a host of ours."""

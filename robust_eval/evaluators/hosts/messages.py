@@ -4,7 +4,7 @@ Frames are those of `processes.wire` without descriptors: payloads travel as byt
 """
 
 CONFIG, SUBMIT, CANCEL, WITHDRAW, BUDGET, CLOSE, TELL, PING = 1, 2, 3, 4, 5, 6, 7, 8
-HELLO, SETTLED, TOLD, PONG, END = 1, 2, 3, 4, 5
+HELLO, SETTLED, TOLD, PONG, END, SPENT = 1, 2, 3, 4, 5, 6
 
 # What marshal can hold in one piece, and a little less.
 LARGEST_BYTES = 2**31 - 2**12

@@ -303,7 +303,8 @@ class HostsPool:
                     self._core.heard(line.host_id, time.monotonic())
                 self._HEAR[message[0]](self, line, *message[1:])
         except (OSError, wire.ProtocolError) as error:
-            detail = str(error)
+            ended = "the connection to it ended"
+            detail = ended if isinstance(error, ConnectionError) else f"{ended}: {error}"
             if line.host_id is None:
                 self._forget(line)
             else:
@@ -342,6 +343,10 @@ class HostsPool:
     def _on_told(self, line: Line, stats: dict[str, Any]) -> None:
         if line.host_id is not None:
             self._answers.give(line.host_id, {"about": line.about, "slots": self._slots[line.host_id], **stats})
+
+    def _on_spent(self, line: Line, detail: str) -> None:
+        if line.host_id is not None:
+            self._core.spent(line.host_id, f"{line.about}: {detail}")
 
     def _on_end(self, line: Line, host_id: int, detail: str) -> None:
         if line.host_id is None:
@@ -429,6 +434,7 @@ class HostsPool:
         say.TOLD: _on_told,
         say.PONG: lambda _self, _line: None,
         say.END: _on_end,
+        say.SPENT: _on_spent,
     }
 
 
