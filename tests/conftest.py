@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -61,6 +62,15 @@ def session_mark() -> Iterator[str]:
     os.environ[SESSION_MARK] = mark
     yield mark
     del os.environ[SESSION_MARK]
+
+
+@pytest.fixture(scope="session")
+def cluster(session_mark: str) -> Iterator[Any]:
+    """A Ray cluster of three nodes; a test that kills one adds another. Its tests are of the group `ray`."""
+    from ray_cluster import CPUS, GPUS, cluster_of
+
+    with cluster_of(3, num_cpus=CPUS, num_gpus=GPUS) as nodes:
+        yield nodes
 
 
 @pytest.fixture(autouse=True)

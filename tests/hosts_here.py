@@ -19,6 +19,8 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 class LocalFleet:
     """Starts a process for each host; its workers find the host's number in HOST_NUMBER."""
 
+    waits = True
+
     def __init__(self, slots: tuple[int, ...]) -> None:
         self._slots = slots
         self.processes: list[subprocess.Popen[str]] = []

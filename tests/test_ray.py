@@ -3,12 +3,11 @@
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import STORE_BYTES, cluster_of
+from ray_cluster import CPUS, GPUS, STORE_BYTES
 from waiting import wait_until
 
 from robust_eval import Evaluator, RobustEvalError
@@ -21,15 +20,7 @@ from robust_eval.evaluators.ray.fleet import Share  # noqa: E402
 from robust_eval.evaluators.ray.host import gpu_environments  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")
-CPUS, GPUS = 2, 2
 FAULTS = ("hang_in_c_with_the_gil", "segfault", "result_does_not_unpickle_in_the_driver", "leave_a_daemon")
-
-
-@pytest.fixture(scope="session")
-def cluster(session_mark: str) -> Iterator[Any]:
-    """Three nodes; a test that kills one adds another."""
-    with cluster_of(3, num_cpus=CPUS, num_gpus=GPUS) as cluster:
-        yield cluster
 
 
 def double(job):
@@ -59,7 +50,7 @@ def begun(directory: Path) -> Counter[int]:
 
 
 def hosts(evaluator: RayEvaluator) -> list[str]:
-    return [line.about for line in list(evaluator._pool._lines.values())]
+    return [line.about for line in list(evaluator._pool._exchange.lines.values())]
 
 
 def test_the_cluster_is_filled_and_every_slot_has_its_own_gpus(cluster: Any, tmp_path: Path):
@@ -84,7 +75,8 @@ def test_faults_on_nodes_cost_their_own_jobs_alone(cluster: Any, name: str, tmp_
     with Evaluator.create(behave, "ray", {"num_workers": 3}) as evaluator:
         inputs = [configuration(x, tmp_path / "diary", fault if x in guilty else None) for x in range(12)]
         limits = {
-            name: (lambda config, value=value: value if config["fault"] else None) for name, value in fault.limits.items()
+            name: (lambda config, value=value: value if config["fault"] else None)
+            for name, value in fault.limits.items()
         }
         evaluator.submit(inputs, **limits)
         for job in evaluator.gather("ALL"):
@@ -188,7 +180,7 @@ print("done")
 
 @pytest.mark.parametrize("end", ["close", "die"])
 def test_what_was_started_is_ended(end: str):
-    """A cluster that the evaluator started is shut down by close(); after SIGKILL of the driver nothing is left either."""
+    """A cluster that the evaluator started is shut down by close(); nothing is left after SIGKILL of the driver either."""
     import subprocess
 
     from ray_cluster import ENVIRONMENT

@@ -258,6 +258,7 @@ def test_closing_ends_everything():
     core.closed()
     core.joined(1, 1, 0.0)
     assert core.turn(0.0) == [Dismiss(0), Dismiss(1), Settle(1, "cancelled", "closed", 0)]
+    core.closed()
     core.left(0, "power")
     assert core.turn(0.0) == [Settle(0, "cancelled", "closed", 1)]
     assert not core.places

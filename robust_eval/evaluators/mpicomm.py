@@ -1,8 +1,8 @@
 """`method="mpicomm"`: supervised processes on the nodes of an MPI job that is already running.
 
 MPI serves for one exchange: who is on which node, and where the root listens. From then on one rank of each node is a
-host and waits on its socket, and the others of the node wait on that rank, so that no rank spins in a receive. Nothing of
-the user's runs in a rank: in every MPI a rank that dies takes the whole job with it.
+host and waits on its socket, and the others of the node wait on that rank, so that no rank spins in a receive. Nothing
+of the user's runs in a rank: in every MPI a rank that dies takes the whole job with it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OF_A_RANK = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "PRRTE_", "HYDI_", "HYDRA_", "M
 
 
 class MPICommEvaluator(HostsEvaluator):
-    """Evaluates configurations on the nodes of an MPI job, with all that `ProcessPoolEvaluator` promises on each.
+    """Evaluates configurations on the nodes of an MPI job; `ProcessPoolEvaluator`'s promises hold on each.
 
     Every rank makes it and enters it. The root gets the evaluator; every other rank serves until the root leaves its
     block, and gets None:
@@ -67,8 +67,8 @@ class MPICommEvaluator(HostsEvaluator):
         abort_on_exit: end the whole MPI job when the root leaves its block, with `comm.Abort(1)`.
         wait_on_exit: whether leaving the block waits until everything is ended; otherwise that goes on behind it.
         cancel_jobs_on_exit: whether leaving the block cancels jobs that are not done; otherwise it waits for them.
-        **limits: every further argument of `ProcessPoolEvaluator`: `job_timeout`, `memory_limit`, `max_retries` ... A share
-            of the memory, or `"auto"`, is one of each node's own.
+        **limits: every further argument of `ProcessPoolEvaluator`: `job_timeout`, `memory_limit`, `max_retries` ... A
+            share of the memory, or `"auto"`, is one of each node's own.
 
     Raises:
         InvalidArgument: a value is not allowed, such as more workers than ranks to run them. Also a `ValueError`.
@@ -102,11 +102,7 @@ class MPICommEvaluator(HostsEvaluator):
             self.num_workers, self.jobs = 0, []
             return
         try:
-            slots = max(1, self.comm.Get_size() - 1)
-            wanted = slots if num_workers is None else parse_count("num_workers", num_workers)
-            if wanted > slots:
-                raise InvalidArgument(f"num_workers={wanted} is more than the {slots} rank(s) that can run jobs.")
-            self._wanted_slots = wanted
+            wanted = self._wanted_slots = _slots(num_workers, max(1, self.comm.Get_size() - 1))
             super().__init__(run_function, wanted, callbacks, run_function_kwargs, storage, search_id, **limits)
         except BaseException:
             self._ranks.send_away()
@@ -155,6 +151,13 @@ class MPICommEvaluator(HostsEvaluator):
             super().close()
 
 
+def _slots(num_workers: int | None, ranks: int) -> int:
+    wanted = ranks if num_workers is None else parse_count("num_workers", num_workers)
+    if wanted > ranks > 1:
+        raise InvalidArgument(f"num_workers={wanted} is more than the {ranks} ranks beside the root. Start more ranks.")
+    return wanted
+
+
 class MPIFleet:
     """The ranks as hosts, seen from the root.
 
@@ -162,6 +165,8 @@ class MPIFleet:
         ranks: the topology.
         wanted: how many slots.
     """
+
+    waits = True
 
     def __init__(self, ranks: _Ranks, wanted: int) -> None:
         self._ranks = ranks

@@ -185,7 +185,7 @@ class ProcessPoolEvaluator(Evaluator):
         limits = {"job_timeout": self._job_timeout, "memory_limit": self._memory_limit}
         for name, value in options.items():
             limits[name] = self._limit(name, value(job.config) if callable(value) else value)
-        return limits["job_timeout"], limits["memory_limit"]  # type: ignore[return-value]
+        return limits["job_timeout"], limits["memory_limit"]
 
     def _begin(self, jobs: list[Job], **options: Any) -> None:
         limits = [self._limits_of(job, options) for job in jobs] if options else None

@@ -18,9 +18,7 @@ The rules that this file embodies:
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 from robust_eval.errors import InternalError
 from robust_eval.supervision.host_actions import (
@@ -36,44 +34,10 @@ from robust_eval.supervision.host_actions import (
     Told,
     Withdraw,
 )
+from robust_eval.supervision.host_records import LONG_S, Blow, Host
 
-_LONG_S = 1.0
 _WEIGHT = 0.2
-_LEAST_S = 1e-6
 _OVERSLEPT_S = 5.0
-
-
-@dataclass(slots=True)
-class Host:
-    """One host that is there. `sent` are its jobs, the longest-sent first.
-
-    `shut` says that it gets no more, `dismissed` that it was told to go.
-    """
-
-    host_id: int
-    slots: int
-    heard_at: float
-    progress_at: float
-    sent: dict[int, None] = field(default_factory=dict)
-    mean_s: float = _LONG_S
-    asked_at: float | None = None
-    shut: bool = False
-    dismissed: bool = False
-
-    def window(self, policy: HostPolicy) -> int:
-        """How many jobs it should hold: none ahead where they take so long that the way to the driver is nothing."""
-        if self.mean_s >= policy.hold_s:
-            return self.slots
-        ahead = self.slots * min(policy.most_ahead, policy.ahead_s / max(self.mean_s, _LEAST_S))
-        return self.slots + int(ahead)
-
-
-class Blow(NamedTuple):
-    """Why a host gets nothing more: how jobs fail should it have been the last one."""
-
-    kind: str
-    cause: str
-    detail: object
 
 
 class Hosts:
@@ -223,7 +187,7 @@ class Hosts:
             self._forget(job_id)
             accepted.append(job_id)
             if outcome.duration_s is not None:
-                host.mean_s += _WEIGHT * (min(outcome.duration_s, _LONG_S) - host.mean_s)
+                host.mean_s += _WEIGHT * (min(outcome.duration_s, LONG_S) - host.mean_s)
         self._progressed(host, now)
         self._give_back(back)
         return accepted
@@ -399,7 +363,7 @@ class Hosts:
         """Ask back what lies behind jobs that take longer than was thought."""
         idle_s = now - host.progress_at
         if idle_s >= self.policy.hold_s:
-            host.mean_s = max(host.mean_s, min(idle_s, _LONG_S))
+            host.mean_s = max(host.mean_s, min(idle_s, LONG_S))
             host.progress_at = now
             self._actions.append(Withdraw(host.host_id, list(islice(host.sent, host.slots, None))))
 

@@ -82,7 +82,8 @@ class Agent:
         _stand_in(config["directory"], config["path"], config["argv"])
         given = config["settings"]
         seed = given["worker_seed"]
-        ours, theirs = self._station.environments or ({},), given["worker_env"] or ({},)
+        ours = list(self._station.environments) or [{}]
+        theirs: list[dict[str, str]] = given["worker_env"] or [{}]
         number = max(len(ours), len(theirs))
         settings = PoolSettings(
             policy={**given["policy"], "num_workers": self._station.slots},
@@ -188,7 +189,13 @@ def _portable(outcome: Settled) -> tuple[Any, ...]:
     except (OSError, ValueError) as error:
         message = f"the result cannot travel to the driver: {error}"
     attempts = outcome.attempts if isinstance(outcome, Done) else outcome.info["attempts"]
-    info = {"kind": "unpicklable", "cause": "", "attempts": attempts, "memory_limit": None, "unkilled_pids": []}
+    info: dict[str, Any] = {
+        "kind": "unpicklable",
+        "cause": "",
+        "attempts": attempts,
+        "memory_limit": None,
+        "unkilled_pids": [],
+    }
     return (outcome.job_id, info, pack_plain({"message": message}), b"")
 
 

@@ -112,14 +112,18 @@ def _connect(address: tuple[str, int], secret: bytes) -> socket.socket:
         tune(sock)
         nonce = os.urandom(NONCE_BYTES)
         sock.sendall(prove(secret, b"host", _exactly(sock, NONCE_BYTES)) + nonce)
-        if not hmac.compare_digest(_exactly(sock, PROOF_BYTES), prove(secret, b"driver", nonce)):
-            msg = f"what listens on {address[0]}:{address[1]} is not the driver that called"
-            raise Unreachable(msg)
+        _check(_exactly(sock, PROOF_BYTES), prove(secret, b"driver", nonce), address)
         sock.settimeout(None)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _check(proof: bytes, expected: bytes, address: tuple[str, int]) -> None:
+    if not hmac.compare_digest(proof, expected):
+        msg = f"what listens on {address[0]}:{address[1]} is not the driver that called"
+        raise Unreachable(msg)
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

@@ -1,6 +1,6 @@
 """The words of driver and host.
 
-Frames are those of `processes.wire` without descriptors: payloads travel as bytes, and nobody on the way unpickles them.
+Frames are those of `processes.wire` without descriptors: payloads travel as bytes that nobody on the way unpickles.
 """
 
 CONFIG, SUBMIT, CANCEL, WITHDRAW, BUDGET, CLOSE, TELL, PING = 1, 2, 3, 4, 5, 6, 7, 8

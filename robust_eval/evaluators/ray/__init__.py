@@ -30,11 +30,11 @@ _FILL = -1
 
 
 class RayEvaluator(HostsEvaluator):
-    """Evaluates configurations on the nodes of a Ray cluster, with all that `ProcessPoolEvaluator` promises on each.
+    """Evaluates configurations on the nodes of a Ray cluster; `ProcessPoolEvaluator`'s promises hold on each.
 
-    One actor on every node runs the same supervisor as on one machine. A node or actor that is lost costs the jobs alone
-    that ran there; they fail as `lost`, or are retried elsewhere with `max_retries`. Nodes that join later are used.
-    The nodes must be able to import `robust_eval` and to reach this process over TCP.
+    One actor on every node runs the same supervisor as on one machine. A node or actor that is lost costs the jobs
+    alone that ran there; they fail as `lost`, or are retried elsewhere with `max_retries`. Nodes that join later are
+    used. The nodes must be able to import `robust_eval` and to reach this process over TCP.
 
     Args:
         run_function: called with a `RunningJob`.
@@ -51,10 +51,10 @@ class RayEvaluator(HostsEvaluator):
         num_cpus_per_task: CPUs that Ray accounts for each job: a fraction, or a whole number.
         num_gpus_per_task: GPUs for each job, the same; each job sees only its own (`CUDA_VISIBLE_DEVICES`).
         ray_kwargs: further arguments of `ray.init`.
-        num_workers: how many jobs run at once, spread over the nodes; None or -1 for as many as have room, on nodes that
-            join later, too.
-        **limits: every further argument of `ProcessPoolEvaluator`: `job_timeout`, `memory_limit`, `max_retries` ... A share
-            of the memory, or `"auto"`, is one of each node's own.
+        num_workers: how many jobs run at once, spread over the nodes; None or -1 for as many as have room, on nodes
+            that join later, too.
+        **limits: every further argument of `ProcessPoolEvaluator`: `job_timeout`, `memory_limit`, `max_retries` ... A
+            share of the memory, or `"auto"`, is one of each node's own.
 
     Raises:
         InvalidArgument: a value is not allowed, or no node has room for one job. Also a `ValueError`.
@@ -89,9 +89,7 @@ class RayEvaluator(HostsEvaluator):
         given = {name: value for name, value in given.items() if value is not None}
         self._started = _connect({**(ray_kwargs or {}), **given, "include_dashboard": include_dashboard})
         try:
-            room = sum(rooms(share).values())
-            if fills and not room:
-                raise InvalidArgument(_no_room(share))
+            room = _room(share, needed=fills)
             self._share, self._slots_wanted, self._max_start_failures = (
                 share,
                 wanted,
@@ -120,8 +118,8 @@ def _connect(arguments: dict[str, Any]) -> bool:
     """Initialise Ray unless it is. True where it was done here."""
     if str(arguments.get("address", "")).startswith("ray://") or ray.util.client.ray.is_connected():
         msg = (
-            "the driver is a Ray Client (ray://), and the nodes cannot reach it: run the driver on a node of the cluster, "
-            "for example with `ray job submit`"
+            "the driver is a Ray Client (ray://), and the nodes cannot reach it: run the driver on a node of the "
+            "cluster, for example with `ray job submit`"
         )
         raise RobustEvalError(msg)
     if ray.is_initialized():
@@ -146,6 +144,14 @@ def _amount(name: str, value: Any, *, above_zero: bool) -> float:
         msg = f"{name}={value!r} cannot be had. Allowed is {allowed}."
         raise InvalidArgument(msg)
     return amount
+
+
+def _room(share: Share, *, needed: bool) -> int:
+    """How many slots have room now on all nodes."""
+    room = sum(rooms(share).values())
+    if needed and not room:
+        raise InvalidArgument(_no_room(share))
+    return room
 
 
 def _no_room(share: Share) -> str:

@@ -11,7 +11,6 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from robust_eval.evaluators.hosts.sharing import divided
 from robust_eval.evaluators.ray.host import Host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from robust_eval.evaluators.hosts.pool import HostsPool
 
 _SURVEY_S = 1.0
@@ -95,6 +96,8 @@ class RayFleet:
         changed: called with the number of slots when it changes, from a thread of the fleet.
         at_the_end: called when all is over.
     """
+
+    waits = False
 
     def __init__(
         self,

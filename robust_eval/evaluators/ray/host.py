@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ray
 
 from robust_eval.evaluators.hosts import agent
-from robust_eval.evaluators.hosts.calling import Call, Station
+
+if TYPE_CHECKING:
+    from robust_eval.evaluators.hosts.calling import Call, Station
 
 
 class Host:
