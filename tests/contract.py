@@ -272,7 +272,7 @@ def _rank(directory: Path) -> None:
         return MPICommEvaluator(run, **kwargs)
 
     if comm.Get_rank():
-        while _meet(comm) or comm.bcast(None):
+        while _meet(comm) and comm.bcast(None):
             with MPICommEvaluator(double):
                 pass
         return

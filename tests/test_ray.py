@@ -180,7 +180,7 @@ print("done")
 
 @pytest.mark.parametrize("end", ["close", "die"])
 def test_what_was_started_is_ended(end: str):
-    """A cluster that the evaluator started is shut down by close(); nothing is left after SIGKILL of the driver either."""
+    """A cluster that the evaluator started ends with close(), and with the driver when that is killed."""
     import subprocess
 
     from ray_cluster import ENVIRONMENT

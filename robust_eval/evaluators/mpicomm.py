@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from robust_eval.storage.base import Storage
 
 _LONGEST_NAP_S = 0.02
+_MOMENT_S = 10.0
 # By these a launcher tells a process that it is a rank. A job is none, and may be an MPI program of its own.
 _OF_A_RANK = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "PRRTE_", "HYDI_", "HYDRA_", "MPI_LOCAL", "MPIR_", "I_MPI_")
 
@@ -241,9 +242,9 @@ class _Ranks:
         self._comm.scatter([(call, stations.get(rank)) for rank in range(self._comm.Get_size())], root=self._root)
 
     def send_away(self) -> None:
-        """From the root: nobody is needed."""
-        self._comm.Ibarrier()
-        self._comm.scatter([None] * self._comm.Get_size(), root=self._root)
+        """From the root: nobody is needed. Ranks that never enter are not waited for longer than a moment."""
+        if _meet(self._comm, _MOMENT_S):
+            self._comm.scatter([None] * self._comm.Get_size(), root=self._root)
 
     def serve(self) -> None:
         """On every other rank: do as the root says, until it hangs up."""
@@ -279,13 +280,16 @@ class _Ranks:
                 line.recv(1)
 
 
-def _meet(comm: Any) -> None:
-    """Wait for all ranks without spinning, which every MPI does in its collectives."""
+def _meet(comm: Any, within_s: float = float("inf")) -> bool:
+    """Wait for all ranks without spinning, which every MPI does in its collectives. False when they do not come."""
     request = comm.Ibarrier()
-    nap_s = 0.0005
+    ends_at, nap_s = time.monotonic() + within_s, 0.0005
     while not request.Test():
+        if time.monotonic() > ends_at:
+            return False
         time.sleep(nap_s)  # MPI offers nothing to sleep on
         nap_s = min(2.0 * nap_s, _LONGEST_NAP_S)
+    return True
 
 
 def _addresses() -> list[str]:

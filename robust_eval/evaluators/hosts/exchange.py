@@ -89,8 +89,7 @@ class Exchange:
             while self._orders:
                 self._orders.popleft()()
             now = time.monotonic()
-            for action in self.core.turn(now):
-                self._PERFORM[type(action)](self, action)
+            self._perform(self.core.turn(now))
             while self._when_idle and not self.core.places:
                 self._when_idle.pop().set()
             if self._close_by is not None:
@@ -121,9 +120,7 @@ class Exchange:
         self.core.closed()
         for host_id in list(self.lines):
             self._part(host_id, detail)
-        for action in self.core.turn(time.monotonic()):
-            if isinstance(action, act.Settle):
-                self._settle(action)
+        self._settle_all([action for action in self.core.turn(time.monotonic()) if isinstance(action, act.Settle)])
 
     def _hang_up(self) -> None:
         for line in (*self.lines.values(), *self.strangers):
@@ -263,6 +260,15 @@ class Exchange:
 
     # -- what the core orders
 
+    def _perform(self, actions: list[act.Action]) -> None:
+        settles: list[act.Settle] = []
+        for action in actions:
+            if isinstance(action, act.Settle):
+                settles.append(action)
+            else:
+                self._PERFORM[type(action)](self, action)
+        self._settle_all(settles)
+
     def _say(self, line: Line, message: Any, job_ids: list[int] | None = None) -> None:
         line.send(message, job_ids)
         self._watch(line)
@@ -286,16 +292,21 @@ class Exchange:
         at = action.expires_at
         self._say(self.lines[action.host_id], (say.BUDGET, None if at is None else max(0.0, at - time.monotonic())))
 
-    def _settle(self, action: act.Settle) -> None:
-        limit = self.jobs[action.job_id].memory_limit
-        if isinstance(action.detail, Failed):  # the words of the host that could not start its workers
-            info = {**action.detail.info, "attempts": 0}
-            self._hand_over([Failed(action.job_id, info, action.detail.blamed)])
-            return
-        info = info_of(action.kind, action.cause, action.attempts, limit if isinstance(limit, int) else None)
-        if action.detail is not None:
-            info["detail"] = str(action.detail)
-        self._hand_over([Failed(action.job_id, info)])
+    def _settle_all(self, settles: list[act.Settle]) -> None:
+        """Jobs end that no host can tell of. A million may do so at once."""
+        infos: dict[Any, dict[str, Any]] = {}
+        outcomes: list[Settled] = []
+        for job_id, kind, cause, attempts, detail in settles:
+            if isinstance(detail, Failed):  # the words of the host that could not start its workers
+                outcomes.append(Failed(job_id, {**detail.info, "attempts": 0}, detail.blamed))
+                continue
+            limit = self.jobs[job_id].memory_limit
+            key = (kind, cause, attempts, detail, limit)
+            if key not in infos:
+                infos[key] = info_of(kind, cause, attempts, limit if isinstance(limit, int) else None)
+                infos[key] |= {} if detail is None else {"detail": str(detail)}
+            outcomes.append(Failed(job_id, infos[key]))
+        self._hand_over(outcomes)
 
     def _hand_over(self, outcomes: list[Settled]) -> None:
         for outcome in outcomes:
@@ -311,7 +322,6 @@ class Exchange:
         act.Ping: lambda self, action: self._say(self.lines[action.host_id], (say.PING,)),
         act.Dismiss: lambda self, action: self._say(self.lines[action.host_id], (say.CLOSE,)),
         act.Drop: lambda self, action: self._part(action.host_id, "it does not answer"),
-        act.Settle: _settle,
     }
     _HEAR: ClassVar[dict[int, Callable[..., None]]] = {
         say.HELLO: _on_hello,
