@@ -16,8 +16,8 @@ from stress.faults import CATALOGUE, behave, configuration
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from robust_eval import RayEvaluator  # noqa: E402 - it needs ray
-from robust_eval.evaluators.ray.fleet import Share  # noqa: E402
 from robust_eval.evaluators.ray.host import gpu_environments  # noqa: E402
+from robust_eval.evaluators.ray.share import Share  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")
 FAULTS = ("hang_in_c_with_the_gil", "segfault", "result_does_not_unpickle_in_the_driver", "leave_a_daemon")
@@ -163,10 +163,11 @@ sys.path.insert(0, {root!r})
 from robust_eval import Evaluator
 import ray
 try:
-    Evaluator.create(lambda job: 1.0, "ray", {{"num_cpus": 1, "job_timeout": -1, "ray_kwargs": {kwargs!r}}})
+    wrong = {{"address": "local", "num_cpus": 1, "job_timeout": -1, "ray_kwargs": {kwargs!r}}}
+    Evaluator.create(lambda job: 1.0, "ray", wrong)
 except ValueError:
     assert not ray.is_initialized()
-kwargs = {{"num_cpus": 2, "num_cpus_per_task": 0.5, "ray_kwargs": {kwargs!r}}}
+kwargs = {{"address": "local", "num_cpus": 2, "num_cpus_per_task": 0.5, "ray_kwargs": {kwargs!r}}}
 with Evaluator.create(lambda job: 2.0 * job["x"], "ray", kwargs) as evaluator:
     evaluator.submit([{{"x": x}} for x in range(20)])
     assert sorted(job.objective for job in evaluator.gather("ALL")) == [2.0 * x for x in range(20)]

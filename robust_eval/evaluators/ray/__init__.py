@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
 from robust_eval.evaluators.hosts.evaluator import HostsEvaluator
-
-try:
-    import ray
-except ImportError as error:
-    message = 'method="ray" needs Ray: pip install "robust-eval[ray]".'
-    raise RobustEvalError(message) from error
-
-from robust_eval.evaluators.ray.fleet import RayFleet, Share, rooms
+from robust_eval.evaluators.ray.share import Share
 from robust_eval.limits import parse_count
 
 if TYPE_CHECKING:
@@ -99,7 +92,7 @@ class RayEvaluator(HostsEvaluator):
             super().__init__(run_function, slots, callbacks, run_function_kwargs, storage, search_id, **limits)
         except BaseException:
             if self._started:
-                ray.shutdown()
+                _ray().shutdown()
             raise
 
     def _fleet(self) -> Fleet:
@@ -110,12 +103,25 @@ class RayEvaluator(HostsEvaluator):
             if evaluator is not None and evaluator._slots_wanted is None and slots:  # noqa: SLF001 - our own
                 evaluator.num_workers = slots
 
-        at_the_end = ray.shutdown if self._started else _nothing
+        from robust_eval.evaluators.ray.fleet import RayFleet  # noqa: PLC0415 - it imports Ray
+
+        at_the_end = _ray().shutdown if self._started else _nothing
         return RayFleet(self._share, self._slots_wanted, self._max_start_failures, changed, at_the_end)
+
+
+def _ray() -> Any:
+    """Ray, imported when somebody wants it."""
+    try:
+        import ray  # noqa: PLC0415 - optional, and seconds of import
+    except ImportError as error:
+        msg = 'method="ray" needs Ray: pip install "robust-eval[ray]".'
+        raise RobustEvalError(msg) from error
+    return ray
 
 
 def _connect(arguments: dict[str, Any]) -> bool:
     """Initialise Ray unless it is. True where it was done here."""
+    ray = _ray()
     if str(arguments.get("address", "")).startswith("ray://") or ray.util.client.ray.is_connected():
         msg = (
             "the driver is a Ray Client (ray://), and the nodes cannot reach it: run the driver on a node of the "
@@ -148,6 +154,8 @@ def _amount(name: str, value: Any, *, above_zero: bool) -> float:
 
 def _room(share: Share, *, needed: bool) -> int:
     """How many slots have room now on all nodes."""
+    from robust_eval.evaluators.ray.fleet import rooms  # noqa: PLC0415 - it imports Ray
+
     room = sum(rooms(share).values())
     if needed and not room:
         raise InvalidArgument(_no_room(share))
@@ -155,7 +163,7 @@ def _room(share: Share, *, needed: bool) -> int:
 
 
 def _no_room(share: Share) -> str:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
     most = max(({name: node.get(name, 0.0) for name in ("CPU", "GPU")} for node in nodes), key=lambda each: each["CPU"])
     return (
         f"no node of the cluster has room for num_cpus_per_task={share.cpus:g}, num_gpus_per_task={share.gpus:g}: the "

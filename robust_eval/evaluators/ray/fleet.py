@@ -7,11 +7,9 @@ outcomes go over the sockets of `hosts`, not through Ray.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,50 +21,14 @@ from robust_eval.evaluators.hosts.sharing import divided
 from robust_eval.evaluators.ray.host import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from robust_eval.evaluators.hosts.pool import HostsPool
+    from robust_eval.evaluators.ray.share import Share
 
 _SURVEY_S = 1.0
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 _STOP_S = 10.0
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one slot takes of a node.
-
-    Args:
-        cpus: above 0; a fraction, or a whole number.
-        gpus: from 0; the same.
-    """
-
-    cpus: float
-    gpus: float
-
-    def slots(self, resources: Mapping[str, float]) -> int:
-        """How many slots have room in these resources of a node."""
-        most = _times(resources.get("CPU", 0.0), self.cpus)
-        return min(most, _times(resources.get("GPU", 0.0), self.gpus)) if self.gpus else most
-
-    def options(self, slots: int) -> dict[str, float]:
-        """What an actor of so many slots asks for. Ray has no fractions beyond 1."""
-        return {"num_cpus": _whole(slots * self.cpus), "num_gpus": _whole(self._gpus(slots))}
-
-    def _gpus(self, slots: int) -> float:
-        """Slots that share GPUs cannot be spread over parts of several."""
-        if not 0.0 < self.gpus < 1.0:
-            return slots * self.gpus
-        sharing = _times(1.0, self.gpus)
-        return slots * self.gpus if slots <= sharing else math.ceil(slots / sharing)
-
-
-def _times(room: float, need: float) -> int:
-    return int(room / need + 1e-9)
-
-
-def _whole(amount: float) -> float:
-    return amount if amount <= 1.0 else math.ceil(amount - 1e-9)
 
 
 def rooms(share: Share) -> dict[str, int]:
