@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("mpi4py", reason="the extra `mpi` is not installed")
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path("/dev/shm")
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 pytestmark = pytest.mark.xdist_group("mpicomm")
 BEGIN = """
@@ -26,7 +27,11 @@ def run_ranks(code: str, ranks: int = 3, *arguments: str) -> tuple[int, str]:
     launcher = [str(MPIEXEC), "-n", str(ranks)] if ranks else []
     command = [*launcher, sys.executable, "-c", BEGIN + textwrap.dedent(code), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    segments = set(SHARED.glob("mpich_shm_*"))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    if done.returncode:  # an MPI that is ended by a kill leaves its own shared memory
+        for segment in set(SHARED.glob("mpich_shm_*")) - segments:
+            segment.unlink(missing_ok=True)
     return done.returncode, done.stdout + done.stderr
 
 
