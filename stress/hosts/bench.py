@@ -43,7 +43,7 @@ else:
     from robust_eval import RayEvaluator, MPICommEvaluator
 if method == "ray":
     quiet = {"object_store_memory": 80 * 2**20, "log_to_driver": False}
-    evaluator = RayEvaluator(run, num_cpus=slots, ray_kwargs=quiet)
+    evaluator = RayEvaluator(run, address="local", num_cpus=slots, ray_kwargs=quiet)
     measure(evaluator)
     evaluator.close()
 else:
