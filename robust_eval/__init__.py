@@ -42,7 +42,9 @@ if TYPE_CHECKING:
         UnsupportedLimit,
     )
     from robust_eval.evaluators.base import Evaluator
+    from robust_eval.evaluators.mpicomm import MPICommEvaluator
     from robust_eval.evaluators.process import ProcessPoolEvaluator
+    from robust_eval.evaluators.ray import RayEvaluator
     from robust_eval.evaluators.registry import EVALUATORS
     from robust_eval.evaluators.serial import SerialEvaluator
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
@@ -89,7 +91,9 @@ _WHERE = {
         "UnsupportedLimit",
     ),
     "evaluators.base": ("Evaluator",),
+    "evaluators.mpicomm": ("MPICommEvaluator",),
     "evaluators.process": ("ProcessPoolEvaluator",),
+    "evaluators.ray": ("RayEvaluator",),
     "evaluators.registry": ("EVALUATORS",),
     "evaluators.serial": ("SerialEvaluator",),
     "evaluators.thread": ("ThreadPoolEvaluator",),
@@ -128,10 +132,12 @@ __all__ = [
     "JobTimeout",
     "JobUnpicklable",
     "LoggerCallback",
+    "MPICommEvaluator",
     "MemoryStorage",
     "ProcessPoolEvaluator",
     "ProfilingCallback",
     "ProgressCallback",
+    "RayEvaluator",
     "RedisStorage",
     "RobustEvalError",
     "RunningJob",

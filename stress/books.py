@@ -173,8 +173,9 @@ class Books:
         elif cause == "job_timeout":
             ran_s = (outcome.ended_at or 0.0) - (outcome.begun_at or 0.0)
             assert ran_s >= (self.specs[job_id].timeout_s or 0.0) - 1e-9
-        elif cause in ("memory_limit", "cancelled"):
+        elif cause in ("memory_limit", "cancelled", "withdrawn"):
             assert (cause, job_id) in self.facts
+            assert not (begun and cause == "withdrawn"), "a job was withdrawn that had begun"
         elif cause in ("exit", "protocol"):
             assert (cause, worker_id) in self.facts
         elif cause in ("template", "closed", "search"):

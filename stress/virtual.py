@@ -250,6 +250,10 @@ class World(Books):
         self.facts.add(("cancelled", job_id))
         self.feed(ev.JobsCancelled([job_id]))
 
+    def withdraw(self, job_id: int) -> None:
+        self.facts.add(("withdrawn", job_id))
+        self.feed(ev.JobsWithdrawn([job_id]))
+
     def budget(self, seconds: float | None) -> None:
         self.expires_at = None if seconds is None else self.now + seconds
         self.feed(ev.BudgetSet(self.expires_at))

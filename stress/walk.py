@@ -108,7 +108,7 @@ class Walker:
         if choice < 0.6 and len(live) < _MOST_LIVE:
             return self._submit()
         if choice < 0.7 and live:
-            return "cancel", rng.choice(live)
+            return rng.choice(("cancel", "withdraw")), rng.choice(live)
         if choice < 0.75:
             return "budget", rng.choice((None, None, 0.0, 1.0, 3.0))
         gone = [i for (name, *ids) in world.facts if name == "id" for i in ids]

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 SESSION_MARK = "ROBUST_EVAL_TEST_SESSION"
 PATIENCE_S = 5.0
+_OF_RAY = ("/ray/core/src/", "/ray/_private/", "/ray/dashboard/")
 
 # What runs here is the same on every run; the random is in stress/.
 settings.register_profile("deterministic", derandomize=True, database=None)
@@ -32,13 +34,25 @@ def _is_python_helper(process: psutil.Process) -> bool:
     return "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
 
 
+def _is_ray(process: psutil.Process) -> bool:
+    """What a cluster of the session consists of comes and goes as Ray pleases; our actors bear a name of their own."""
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    title = command[0] if command else ""
+    if title.startswith("ray::"):
+        return not title.startswith("ray::Host")
+    return any(part in argument for argument in command[:3] for part in _OF_RAY)
+
+
 def _ours(mark: str) -> set[psutil.Process]:
     """Every process below this one, and every orphan that inherited the session's mark."""
     me = psutil.Process()
     found = set(me.children(recursive=True))
     found |= {process for process in psutil.process_iter() if _carries_mark(process, mark)}
     found.discard(me)
-    return {process for process in found if not _is_python_helper(process)}
+    return {process for process in found if not (_is_python_helper(process) or _is_ray(process))}
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +62,15 @@ def session_mark() -> Iterator[str]:
     os.environ[SESSION_MARK] = mark
     yield mark
     del os.environ[SESSION_MARK]
+
+
+@pytest.fixture(scope="session")
+def cluster(session_mark: str) -> Iterator[Any]:
+    """A Ray cluster of three nodes; a test that kills one adds another. Its tests are of the group `ray`."""
+    from ray_cluster import CPUS, GPUS, cluster_of
+
+    with cluster_of(3, num_cpus=CPUS, num_gpus=GPUS) as nodes:
+        yield nodes
 
 
 @pytest.fixture(autouse=True)

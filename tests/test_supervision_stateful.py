@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 
 from robust_eval.supervision.events import JobSpec
 from robust_eval.supervision.policy import Policy
+from robust_eval.supervision.transitions import JobState
 from stress.books import SERVING
 from stress.virtual import RESULTS, World, calm, end, end_among_the_unkillable, helpful
 
@@ -105,6 +106,15 @@ class Supervision(RuleBasedStateMachine):
         waiting = job_id in self.world.core.book.jobs
         if not settled and not waiting and not begun:
             assert self.world.settled[job_id].outcome.kind == "cancelled"
+
+    @precondition(lambda self: self.submitted)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.integers(0, self.submitted - 1))
+        waiting = {job.job_id for job in self.world.core.book.queue if job.state is JobState.QUEUED and not job.failed}
+        self.world.withdraw(job_id)
+        if job_id in waiting:
+            assert self.world.settled[job_id].outcome.cause == "withdrawn"
 
     @rule(seconds=st.sampled_from((None, 0.0, 1.0)))
     def budget(self, seconds: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
 from robust_eval.evaluators.backend import Backend
@@ -29,6 +29,25 @@ if TYPE_CHECKING:
 
 _START_METHODS = ("fork", "spawn")
 _PER_JOB = ("job_timeout", "memory_limit")
+
+
+class Workforce(Protocol):
+    """What this evaluator needs of that which runs its jobs: one `Pool`, or many on other hosts."""
+
+    def submit(self, submissions: list[Submission]) -> None:
+        """Take jobs."""
+
+    def set_budget(self, seconds: float | None) -> None:
+        """Limit what runs and what waits."""
+
+    def stats(self) -> dict[str, Any]:
+        """Tell how it is doing."""
+
+    def check_process(self) -> None:
+        """Refuse to be used in a forked child of the driver."""
+
+    def close(self) -> None:
+        """End everything; bounded."""
 
 
 class ProcessPoolEvaluator(Evaluator):
@@ -121,7 +140,7 @@ class ProcessPoolEvaluator(Evaluator):
             max_attempts=max_attempts,
         )
         self._job_timeout = parse_seconds("job_timeout", job_timeout)
-        self._memory_limit = parse_memory(memory_limit, num_workers=self.num_workers)
+        self._memory_limit = self._limit("memory_limit", memory_limit)
         self._log_dir = _directory(log_dir)
         settings = PoolSettings(
             policy=self._policy(grace_period, max_tasks_per_child, max_start_failures, start_timeout, kill_timeout),
@@ -138,8 +157,12 @@ class ProcessPoolEvaluator(Evaluator):
         bundle = _packed(Bundle(runner, initializer, tuple(initargs)))
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
-        self._pool = Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
+        self._pool = self._make_pool(bundle, settings)
         self._on_drop(self._pool.close)
+
+    def _make_pool(self, bundle: Parcel, settings: PoolSettings) -> Workforce:
+        """Start what runs the jobs."""
+        return Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
 
     def _policy(self, grace: Any, max_tasks: Any, max_failures: Any, start_s: Any, kill_s: Any) -> dict[str, Any]:
         """The fields of `supervision.policy.Policy` that a user sets, checked."""
@@ -170,7 +193,7 @@ class ProcessPoolEvaluator(Evaluator):
         limits = {"job_timeout": self._job_timeout, "memory_limit": self._memory_limit}
         for name, value in options.items():
             limits[name] = self._limit(name, value(job.config) if callable(value) else value)
-        return limits["job_timeout"], limits["memory_limit"]  # type: ignore[return-value]
+        return limits["job_timeout"], limits["memory_limit"]
 
     def _begin(self, jobs: list[Job], **options: Any) -> None:
         limits = [self._limits_of(job, options) for job in jobs] if options else None

@@ -14,6 +14,8 @@ EVALUATORS: Final[dict[str, str]] = {
     "serial": "robust_eval.evaluators.serial:SerialEvaluator",
     "thread": "robust_eval.evaluators.thread:ThreadPoolEvaluator",
     "process": "robust_eval.evaluators.process:ProcessPoolEvaluator",
+    "ray": "robust_eval.evaluators.ray:RayEvaluator",
+    "mpicomm": "robust_eval.evaluators.mpicomm:MPICommEvaluator",
 }
 
 

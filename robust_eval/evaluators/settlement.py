@@ -207,7 +207,7 @@ def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], poli
         return f"no worker could be started, {policy['max_start_failures']} times in a row: {detail}".rstrip(": ")
     if kind == "timeout" and info.get("duration") is not None:
         return f"{words} (it ran {info['duration']:.3f} s)"
-    if kind == "lost":
+    if kind == "lost" or info["cause"] == "hosts":
         return f"{words}: {detail}" if detail else str(words)
     return str(words)
 
@@ -218,6 +218,8 @@ _WORDS = {
     ("cancelled", ""): "the job was cancelled",
     ("cancelled", "closed"): "the evaluator was closed before the job had finished",
     ("cancelled", "search"): "the budget of the search (set_timeout) ran out before the job began",
+    ("lost", "host"): "the host that ran the job was lost",
+    ("startup", "hosts"): "no host is left that could run the job",
     ("lost", "supervisor"): "the supervisor process died while the job ran",
     ("lost", "template"): "the template process died, and with it the workers that it had forked",
     ("lost", "unresponsive"): "the worker did not begin the job",

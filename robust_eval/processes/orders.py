@@ -1,4 +1,4 @@
 """The words of driver and supervisor."""
 
-SUBMIT, CANCEL, BUDGET, CLOSE, TELL = 1, 2, 3, 4, 5
+SUBMIT, CANCEL, BUDGET, CLOSE, TELL, WITHDRAW = 1, 2, 3, 4, 5, 6
 SETTLED, TOLD, NOTICED = 1, 2, 3

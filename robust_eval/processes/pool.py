@@ -119,6 +119,12 @@ class Pool:
         with self._lock:
             self._send((orders.CANCEL, list(job_ids)))
 
+    def withdraw(self, job_ids: Iterable[int]) -> None:
+        """Settle those of these jobs that were never begun as `cancelled`, with the cause `withdrawn`."""
+        self.check_process()
+        with self._lock:
+            self._send((orders.WITHDRAW, list(job_ids)))
+
     def set_budget(self, seconds: float | None) -> None:
         """From now on, all that runs may run this much longer; None lifts the budget."""
         self.check_process()

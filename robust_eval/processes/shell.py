@@ -185,6 +185,9 @@ class Shell:
     def _on_cancel(self, message: tuple[Any, ...]) -> None:
         self._events.append(ev.JobsCancelled(message[1]))
 
+    def _on_withdraw(self, message: tuple[Any, ...]) -> None:
+        self._events.append(ev.JobsWithdrawn(message[1]))
+
     def _on_budget(self, message: tuple[Any, ...]) -> None:
         self._events.append(ev.BudgetSet(message[1]))
 
@@ -263,6 +266,7 @@ class Shell:
     _ORDERS: ClassVar[dict[int, Callable[["Shell", tuple[Any, ...]], None]]] = {
         orders.SUBMIT: _on_submit,
         orders.CANCEL: _on_cancel,
+        orders.WITHDRAW: _on_withdraw,
         orders.BUDGET: _on_budget,
         orders.CLOSE: _on_close,
         orders.TELL: _on_tell,

@@ -69,8 +69,8 @@ class Outcome:
     job itself: for `timeout` `"job_timeout"` or `"search"`; for `memory` `"memory_limit"`; for
     `crash` `"exit"` or `"protocol"`; for `lost` `"template"`, `"unresponsive"`, or `"worker"` where
     its worker was killed for another job; for `startup` `"startup"`, or `"stubborn"` where every
-    slot is closed by a worker that cannot be killed; for `cancelled` `"cancelled"`, `"closed"` or
-    `"search"`. `payload` is the opaque result of the worker, `late_payload` one that came too late,
+    slot is closed by a worker that cannot be killed; for `cancelled` `"cancelled"`, `"withdrawn"`,
+    `"closed"` or `"search"`. `payload` is the opaque result of the worker, `late_payload` one that came too late,
     `detail` what was known when the worker was doomed and `exit` what its end showed.
     Instants are monotonic; `attempts` includes this one where it had begun. A job that waits for a
     retry when nothing more is begun settles with the outcome of its last attempt.

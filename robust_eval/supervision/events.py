@@ -31,6 +31,13 @@ class JobsCancelled:
 
 
 @dataclass(slots=True)
+class JobsWithdrawn:
+    """The driver wants these jobs back, as far as they wait: what was ever begun stays."""
+
+    job_ids: list[int]
+
+
+@dataclass(slots=True)
 class BudgetSet:
     """The search may run until the instant `expires_at`; None lifts the budget."""
 
@@ -134,6 +141,7 @@ class WorkerExited:
 Event = (
     JobsSubmitted
     | JobsCancelled
+    | JobsWithdrawn
     | BudgetSet
     | CloseRequested
     | TemplateExited

@@ -20,6 +20,7 @@ class Refusal(NamedTuple):
 
 
 _CANCELLED = Refusal("cancelled", "cancelled")
+_WITHDRAWN = Refusal("cancelled", "withdrawn")
 
 
 class JobBook:
@@ -78,6 +79,14 @@ class JobBook:
             self.queued -= 1
             self._never_begun(job)
 
+    def withdraw(self, job_ids: list[int]) -> None:
+        """Settle those of these jobs that wait and were never begun as `withdrawn`: the driver has others for them."""
+        for job_id in job_ids:
+            job = self.jobs.get(job_id)
+            if job is not None and job.state is JobState.QUEUED and job.failed is None:
+                self.queued -= 1
+                self._never_begun(job, _WITHDRAWN)
+
     def refuse(self, refusal: Refusal) -> None:
         """From now on nothing is begun; all that waits settles with the refusal."""
         self.refusals.append(refusal)
@@ -120,12 +129,12 @@ class JobBook:
         self.queued += 1
         self.queue.append(job)
 
-    def _never_begun(self, job: JobRecord) -> None:
+    def _never_begun(self, job: JobRecord, unasked: Refusal = _CANCELLED) -> None:
         """Settle a job that waits: with the failure of its last attempt, if it had one."""
         job.move("never begun")
         settle = job.failed
         if settle is None:
-            kind, cause, detail = self.refusals[0] if self.refusals else _CANCELLED
+            kind, cause, detail = self.refusals[0] if self.refusals else unasked
             outcome = Outcome(kind, cause, detail=detail, attempts=job.attempts)
             settle = SettleJob(job.job_id, outcome, None)
         self._settle(settle)

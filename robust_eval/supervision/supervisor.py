@@ -376,6 +376,7 @@ class Supervisor:
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         ev.JobsSubmitted: _on_submitted,
         ev.JobsCancelled: _on_cancelled,
+        ev.JobsWithdrawn: lambda self, event: self.book.withdraw(event.job_ids),
         ev.BudgetSet: _on_budget,
         ev.CloseRequested: _on_close,
         ev.TemplateExited: _on_template_exited,
