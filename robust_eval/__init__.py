@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         JobStop,
         JobTimeout,
         JobUnpicklable,
+        RemoteTraceback,
         RobustEvalError,
         SearchBroken,
         SearchStopped,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.registry import EVALUATORS
     from robust_eval.evaluators.serial import SerialEvaluator
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
+    from robust_eval.executor import RobustExecutor
     from robust_eval.failure import Failure
     from robust_eval.job import Job, JobStatus, RunningJob
     from robust_eval.storage import MemoryStorage, Storage
@@ -68,6 +70,7 @@ _WHERE = {
         "JobStop",
         "JobTimeout",
         "JobUnpicklable",
+        "RemoteTraceback",
         "RobustEvalError",
         "SearchBroken",
         "SearchStopped",
@@ -78,6 +81,7 @@ _WHERE = {
     "evaluators.registry": ("EVALUATORS",),
     "evaluators.serial": ("SerialEvaluator",),
     "evaluators.thread": ("ThreadPoolEvaluator",),
+    "executor": ("RobustExecutor",),
     "failure": ("Failure",),
     "job": ("Job", "JobStatus", "RunningJob"),
     "storage": ("MemoryStorage", "Storage"),
@@ -111,7 +115,9 @@ __all__ = [
     "MemoryStorage",
     "ProcessPoolEvaluator",
     "ProfilingCallback",
+    "RemoteTraceback",
     "RobustEvalError",
+    "RobustExecutor",
     "RunningJob",
     "SearchBroken",
     "SearchEarlyStopping",
