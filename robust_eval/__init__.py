@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
     from robust_eval.executor import RobustExecutor
     from robust_eval.failure import Failure
+    from robust_eval.isolation import call, isolated
     from robust_eval.job import Job, JobStatus, RunningJob
     from robust_eval.storage import MemoryStorage, Storage
 
@@ -83,6 +84,7 @@ _WHERE = {
     "evaluators.thread": ("ThreadPoolEvaluator",),
     "executor": ("RobustExecutor",),
     "failure": ("Failure",),
+    "isolation": ("call", "isolated"),
     "job": ("Job", "JobStatus", "RunningJob"),
     "storage": ("MemoryStorage", "Storage"),
 }
@@ -127,6 +129,8 @@ __all__ = [
     "ThreadPoolEvaluator",
     "TqdmCallback",
     "UnsupportedLimit",
+    "call",
+    "isolated",
     "profile",
     "queued",
 ]

@@ -18,7 +18,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robust_eval.errors import EvaluatorClosed, InvalidArgumentType, RemoteTraceback, RobustEvalError
+from robust_eval.errors import EvaluatorClosed, InternalError, InvalidArgumentType, RemoteTraceback, RobustEvalError
 from robust_eval.evaluators.settlement import failure_of
 from robust_eval.failure import Failure
 from robust_eval.processes.calling import Calling, Snapshot, Snapshots
@@ -155,6 +155,15 @@ class Calls:
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN_S)
 
+    def kill(self, future: Future[Any]) -> None:
+        """End one call now, whether it runs or not."""
+        if future.cancel() or os.getpid() != self._pid:
+            return
+        with self._lock:
+            numbers = [number for number, each in self._running.items() if each is future]
+            if self._pool is not None and numbers:
+                self._pool.cancel(numbers)
+
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             msg = (
@@ -290,8 +299,22 @@ def exception_of(failure: Failure) -> BaseException:
         failure.exception.__cause__ = RemoteTraceback(failure)
         return failure.exception
     if failure.kind == "cancelled":
-        failure = replace(failure, message="the executor was closed before the call had finished")
+        failure = replace(failure, message="the call was ended, or the executor closed, before it had finished")
     return failure.to_exception()
+
+
+def failure_in(error: BaseException) -> Failure:
+    """The failure that an exception from here leads to.
+
+    Raises:
+        InternalError: it is not from here.
+    """
+    for each in (error, error.__cause__):
+        failure = getattr(each, "failure", None)
+        if isinstance(failure, Failure):
+            return failure
+    msg = f"a call failed with {error!r}, which has no failure."
+    raise InternalError(msg)
 
 
 def _ignore_record(_number: int, _value: bytes) -> None:

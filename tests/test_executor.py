@@ -479,7 +479,7 @@ def test_kill_workers_ends_what_runs(tmp_path):
         waiting = executor.submit(abs, -1)
         wait_until((tmp_path / "said").exists)
         executor.kill_workers()
-        with pytest.raises(JobCancelled, match="the executor was closed"):
+        with pytest.raises(JobCancelled, match="the executor closed"):
             running.result(0)
         assert waiting.cancelled()
 
