@@ -58,6 +58,7 @@ OPTIONAL = {
     "sklearn": ("demo",),
     "tqdm": ("callbacks",),
     "hypothesis": ("falsification",),
+    "pytest": ("pytest_plugin", "integrations.pytest"),
     "ray": ("evaluators.ray",),
     "mpi4py": ("evaluators.mpicomm",),
     "redis": ("storage.redis",),
