@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
     from robust_eval.executor import RobustExecutor
     from robust_eval.failure import Failure
+    from robust_eval.falsification import Falsification, Finding, falsify
     from robust_eval.isolation import call, isolated
     from robust_eval.job import Job, JobStatus, RunningJob
     from robust_eval.storage import MemoryStorage, Storage
@@ -84,6 +85,7 @@ _WHERE = {
     "evaluators.thread": ("ThreadPoolEvaluator",),
     "executor": ("RobustExecutor",),
     "failure": ("Failure",),
+    "falsification": ("Falsification", "Finding", "falsify"),
     "isolation": ("call", "isolated"),
     "job": ("Job", "JobStatus", "RunningJob"),
     "storage": ("MemoryStorage", "Storage"),
@@ -96,6 +98,8 @@ __all__ = [
     "Evaluator",
     "EvaluatorClosed",
     "Failure",
+    "Falsification",
+    "Finding",
     "InternalError",
     "InvalidArgument",
     "InvalidArgumentType",
@@ -130,6 +134,7 @@ __all__ = [
     "TqdmCallback",
     "UnsupportedLimit",
     "call",
+    "falsify",
     "isolated",
     "profile",
     "queued",
