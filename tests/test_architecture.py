@@ -58,6 +58,8 @@ OPTIONAL = {
     "sklearn": ("demo",),
     "tqdm": ("callbacks",),
     "hypothesis": ("falsification", "spaces"),
+    "optuna": ("integrations.optuna",),
+    "joblib": ("integrations.joblib",),
     "pytest": ("pytest_plugin", "integrations.pytest"),
     "ray": ("evaluators.ray",),
     "mpi4py": ("evaluators.mpicomm",),
