@@ -161,14 +161,9 @@ class Event:
             self.path.touch()
 
 
-@pytest.fixture(scope="module")
-def executor(session_mark: str) -> Iterator[RobustExecutor]:
-    """One executor for calls that do its workers no harm."""
+@pytest.fixture
+def executor() -> Iterator[RobustExecutor]:
     with RobustExecutor(2, job_timeout=PATIENCE_S) as executor:
-        assert executor.submit(abs, -1).result(PATIENCE_S) == 1
-        pool = executor._calls._pool
-        assert pool is not None
-        wait_until(lambda: pool.stats()["workers"] == {"idle": 2, "blank": 1})
         yield executor
 
 
