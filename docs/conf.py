@@ -56,6 +56,7 @@ def _reference(name: str) -> str:
 # Where a public name is defined decides under which heading it stands.
 SECTIONS = {
     "Evaluators": ("evaluators",),
+    "Calls": ("executor", "isolation", "falsification"),
     "Jobs and failures": ("job", "failure"),
     "Callbacks and decorators": ("callbacks", "progress", "decorators"),
     "Executables": ("command",),

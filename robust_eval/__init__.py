@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         JobStop,
         JobTimeout,
         JobUnpicklable,
+        RemoteTraceback,
         RobustEvalError,
         SearchBroken,
         SearchStopped,
@@ -48,7 +49,10 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.registry import EVALUATORS
     from robust_eval.evaluators.serial import SerialEvaluator
     from robust_eval.evaluators.thread import ThreadPoolEvaluator
+    from robust_eval.executor import RobustExecutor
     from robust_eval.failure import Failure
+    from robust_eval.falsification import Falsification, Finding, falsify
+    from robust_eval.isolation import call, isolated
     from robust_eval.job import Job, JobStatus, RunningJob
     from robust_eval.progress import ProgressCallback
     from robust_eval.storage import MemoryStorage, RedisStorage, SqliteStorage, Storage
@@ -84,6 +88,7 @@ _WHERE = {
         "JobStop",
         "JobTimeout",
         "JobUnpicklable",
+        "RemoteTraceback",
         "RobustEvalError",
         "SearchBroken",
         "SearchStopped",
@@ -97,7 +102,10 @@ _WHERE = {
     "evaluators.registry": ("EVALUATORS",),
     "evaluators.serial": ("SerialEvaluator",),
     "evaluators.thread": ("ThreadPoolEvaluator",),
+    "executor": ("RobustExecutor",),
     "failure": ("Failure",),
+    "falsification": ("Falsification", "Finding", "falsify"),
+    "isolation": ("call", "isolated"),
     "job": ("Job", "JobStatus", "RunningJob"),
     "progress": ("ProgressCallback",),
     "storage": ("MemoryStorage", "RedisStorage", "SqliteStorage", "Storage"),
@@ -114,6 +122,8 @@ __all__ = [
     "Evaluator",
     "EvaluatorClosed",
     "Failure",
+    "Falsification",
+    "Finding",
     "InternalError",
     "InvalidArgument",
     "InvalidArgumentType",
@@ -139,7 +149,9 @@ __all__ = [
     "ProgressCallback",
     "RayEvaluator",
     "RedisStorage",
+    "RemoteTraceback",
     "RobustEvalError",
+    "RobustExecutor",
     "RunningJob",
     "SearchBroken",
     "SearchEarlyStopping",
@@ -151,6 +163,9 @@ __all__ = [
     "ThreadPoolEvaluator",
     "TqdmCallback",
     "UnsupportedLimit",
+    "call",
+    "falsify",
+    "isolated",
     "profile",
     "queued",
 ]

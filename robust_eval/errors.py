@@ -169,6 +169,21 @@ class JobUnpicklable(JobFailed):
     """The configuration or the result could not cross the process boundary."""
 
 
+class RemoteTraceback(RobustEvalError):
+    """The cause of an exception that a call raised in its worker: shows the traceback of there.
+
+    Args:
+        failure: what happened to the call, a `robust_eval.failure.Failure`.
+    """
+
+    def __init__(self, failure: Described) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return f"in the worker process:\n\n{self.failure.render()}"
+
+
 class JobStop(BaseException):
     """Raised in the run function when its time is up and it may still finish (``grace_period``).
 

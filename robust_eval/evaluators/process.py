@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
+from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
 from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.base import Evaluator
+from robust_eval.evaluators.settings import parse_environments, parse_start_method, policy_of, refuse_windows
 from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
-from robust_eval.limits import parse_count, parse_memory, parse_seconds
+from robust_eval.limits import parse_memory, parse_seconds
 from robust_eval.processes.blame import describe_error
 from robust_eval.processes.evaluation import Evaluation
 from robust_eval.processes.parcel import Parcel, pack
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from robust_eval.job import Job
     from robust_eval.storage.base import Storage
 
-_START_METHODS = ("fork", "spawn")
 _PER_JOB = ("job_timeout", "memory_limit")
 
 
@@ -124,7 +123,7 @@ class ProcessPoolEvaluator(Evaluator):
         kill_timeout: float = 10.0,
         log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        _refuse_windows()
+        refuse_windows()
         super().__init__(
             run_function,
             num_workers,
@@ -142,12 +141,21 @@ class ProcessPoolEvaluator(Evaluator):
         self._job_timeout = parse_seconds("job_timeout", job_timeout)
         self._memory_limit = self._limit("memory_limit", memory_limit)
         self._log_dir = _directory(log_dir)
+        policy = policy_of(
+            self.num_workers,
+            self._retries,
+            grace_period=grace_period,
+            max_tasks_per_child=max_tasks_per_child,
+            max_start_failures=max_start_failures,
+            start_timeout=start_timeout,
+            kill_timeout=kill_timeout,
+        )
         settings = PoolSettings(
-            policy=self._policy(grace_period, max_tasks_per_child, max_start_failures, start_timeout, kill_timeout),
+            policy=policy if self._log_dir is None else {**policy, "max_depth": 1},
             python=self.PYTHON_EXE,
-            start_method=_start_method(start_method),
+            start_method=parse_start_method(start_method),
             preload=tuple(preload),
-            worker_env=_environments(worker_env),
+            worker_env=parse_environments(worker_env),
             worker_seed=worker_seed,
             begun_log=None if self._keeper is None else str(self._keeper.begun_log),
         )
@@ -163,20 +171,6 @@ class ProcessPoolEvaluator(Evaluator):
     def _make_pool(self, bundle: Parcel, settings: PoolSettings) -> Workforce:
         """Start what runs the jobs."""
         return Pool(bundle, settings, self._arrivals.put_many, self._settling.record)
-
-    def _policy(self, grace: Any, max_tasks: Any, max_failures: Any, start_s: Any, kill_s: Any) -> dict[str, Any]:
-        """The fields of `supervision.policy.Policy` that a user sets, checked."""
-        return {
-            "num_workers": self.num_workers,
-            "max_retries": self._retries.limit,
-            "retry_on": sorted(self._retries.kinds),
-            "grace_s": parse_seconds("grace_period", grace, allow_zero=True) or 0.0,
-            "kill_timeout_s": _seconds("kill_timeout", kill_s),
-            "start_timeout_s": _seconds("start_timeout", start_s),
-            "max_tasks_per_child": None if max_tasks is None else parse_count("max_tasks_per_child", max_tasks),
-            "max_start_failures": parse_count("max_start_failures", max_failures),
-            **({} if self._log_dir is None else {"max_depth": 1}),
-        }
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         super()._check_options({name: value for name, value in options.items() if name not in _PER_JOB})
@@ -249,12 +243,6 @@ class ProcessPoolEvaluator(Evaluator):
         self._pool.close()
 
 
-def _refuse_windows() -> None:
-    if sys.platform == "win32":
-        msg = 'method="process" needs Linux or macOS: it kills process trees. On Windows use method="thread".'
-        raise RobustEvalError(msg)
-
-
 def _packed(bundle: Bundle) -> Parcel:
     try:
         return pack(bundle)
@@ -265,15 +253,6 @@ def _packed(bundle: Bundle) -> Parcel:
             "Make what it refers to inside of it, or in the initializer."
         )
         raise InvalidArgumentType(msg) from error
-
-
-def _seconds(name: str, value: Any) -> float:
-    """A duration that must be given: without it, one stubborn process could hold its slot for ever."""
-    seconds = parse_seconds(name, value)
-    if seconds is None:
-        msg = f"{name}=None would wait for ever. Pass seconds, or leave it out for the default."
-        raise InvalidArgument(msg)
-    return seconds
 
 
 def _directory(path: str | os.PathLike[str] | None) -> Path | None:
@@ -287,21 +266,3 @@ def _directory(path: str | os.PathLike[str] | None) -> Path | None:
         msg = f"log_dir={bounded_repr(path)} cannot be made: {error}. Pass a directory that can be written."
         raise InvalidArgument(msg) from error
     return directory
-
-
-def _start_method(name: object) -> str:
-    if name not in _START_METHODS:
-        msg = f"start_method={bounded_repr(name)} is unknown. Choose one of {_START_METHODS}."
-        raise InvalidArgument(msg)
-    return str(name)
-
-
-def _environments(worker_env: Any) -> list[dict[str, str]]:
-    """One mapping for all, or one for each worker, as a list of plain dicts."""
-    given = [] if worker_env is None else [worker_env] if hasattr(worker_env, "items") else list(worker_env)
-    for environment in given:
-        for name, value in environment.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                msg = f"worker_env holds {name!r}: {value!r}. Names and values are strings."
-                raise InvalidArgumentType(msg)
-    return [dict(environment) for environment in given]

@@ -61,3 +61,30 @@ class Evaluation:
         if inspect.iscoroutine(output):
             output = asyncio.run(output)
         return standardize(output)
+
+
+class NoContext:
+    """For an evaluation outside of any search: what is recorded is dropped."""
+
+    def record(self, value: Any) -> None:
+        """Drop it."""
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+
+class Alone:
+    """Evaluates configurations outside of any search, with the run function that the worker was started with."""
+
+    evaluation: Evaluation
+
+    @classmethod
+    def prepare(cls, run_function: Callable[..., Any]) -> None:
+        """Be given the run function, once in each worker."""
+        cls.evaluation = Evaluation(run_function, {})
+
+    @classmethod
+    def evaluate(cls, config: dict[str, Any]) -> Standard:
+        """Evaluate one configuration."""
+        return cls.evaluation(("0.0", config, None, None), NoContext())

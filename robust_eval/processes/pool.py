@@ -160,6 +160,11 @@ class Pool:
                 self._receiver.join(_CLOSE_SLACK_S)
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more jobs: it was closed, or its supervisors died too often."""
+        return self._closing
+
+    @property
     def supervisor_pid(self) -> int:
         """The process id of the supervisor."""
         return self._process.pid
@@ -345,14 +350,16 @@ class Pool:
         with self._lock:
             self._bury()
             self._deaths += 1
-            final = self._closing or self._deaths >= _MOST_DEATHS
+            wanted = self._closing
+            final = wanted or self._deaths >= _MOST_DEATHS
             self._log_end(final=final)
+            # Known before the first of them is told of its end: what is submitted then finds another pool.
+            self._closing = final
             lost, waiting = self._pending.after_a_death()
             if final:
                 lost = list(self._pending.jobs.values())
-            self._pending.lose(lost, f"it ended with exit code {self._process.returncode}", closing=self._closing)
+            self._pending.lose(lost, f"it ended with exit code {self._process.returncode}", closing=wanted)
             if final:
-                self._closing = True
                 self._release()
                 return False
             self._start()
