@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -60,6 +60,19 @@ def shared_segments() -> set[str]:
     return {entry.name for entry in Path("/dev/shm").iterdir()}
 
 
+def held_by_others(segments: set[str]) -> set[str]:
+    """Those of the segments that a process maps which is neither this one nor below it."""
+    me = psutil.Process()
+    ours = {me.pid, *(child.pid for child in me.children(recursive=True))}
+    held: set[str] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in ours:
+            with suppress(OSError):
+                mapped = (entry / "maps").read_text(errors="replace")
+                held |= {name for name in segments if f"/dev/shm/{name}" in mapped}
+    return held
+
+
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """Fail when the block leaves a child process, a descriptor or a shared-memory segment behind."""
@@ -69,6 +82,11 @@ def nothing_left() -> Iterator[None]:
     yield
     assert set(me.children(recursive=True)) <= children
     assert {target for _, target in open_descriptors() - descriptors} == set()
-    # Segments do not say whose they are: those of other programs come and go, what is left of ours would stay.
+    # Segments do not say whose they are. What other programs map is theirs; what they leave they unlink soon.
     suspects = shared_segments() - segments
-    wait_until(lambda: not suspects & shared_segments(), FOREIGN_S)
+
+    def are_gone() -> bool:
+        left = suspects & shared_segments()
+        return not left or not left - held_by_others(left)
+
+    wait_until(are_gone, FOREIGN_S)

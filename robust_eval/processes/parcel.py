@@ -125,6 +125,14 @@ def landed(parcel: Parcel) -> Landed:
     return content
 
 
+def kept_open(memory: Memory) -> Landed:
+    """The content, which needs no descriptor; where it cannot be mapped, what holds it."""
+    try:
+        return view(memory)
+    except OSError:
+        return memory
+
+
 def open_parcel(parcel: Landed) -> memoryview:
     """The same, and the memfd is closed: the mapping keeps what it holds."""
     try:

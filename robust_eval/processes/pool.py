@@ -22,7 +22,7 @@ from robust_eval.limits import refuse_too_many_workers
 from robust_eval.logs import logger
 from robust_eval.processes import begun, loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE
-from robust_eval.processes.parcel import Landed, Memory, Parcel, discard, landed, store, view
+from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, store
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
 
 _logger = logger("pool")
@@ -260,7 +260,7 @@ class Pool:
 
         That is done first: a job may settle before the next line runs.
         """
-        kept = {job_id: _kept(memory) for job_id, memory in large.items()}
+        kept = {job_id: kept_open(memory) for job_id, memory in large.items()}
         self._pending.add(self._pending.jobs[job_id]._replace(parcel=parcel) for job_id, parcel in kept.items())
         try:
             self._send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
@@ -391,11 +391,3 @@ class Pool:
     def _release(self) -> None:
         os.close(self._bundle_fd)
         self._pending.close()
-
-
-def _kept(memory: Memory) -> Landed:
-    """The content, which needs no descriptor; where it cannot be mapped, what holds it."""
-    try:
-        return view(memory)
-    except OSError:
-        return memory
