@@ -345,3 +345,19 @@ def test_the_doctor_tries_what_is_promised(here: Path):
     with Terminal([*COMMAND, "doctor", "--help"], here) as terminal:
         assert terminal.wait() == 0
         assert "really killed" in terminal.text
+
+
+def test_falsify_prints_the_smallest_configuration_that_fails(here: Path):
+    """Of each way to fail, and says by its exit code that there is one."""
+    (here / "space.json").write_text('{"x": [0, 9]}')
+    (here / "good.json").write_text('{"x": [5, 9]}')
+    limits = ("--workers", "2", "--max-examples", "30", "--job-timeout", "20")
+    assert robust_eval(here, "falsify", "model:run", "--space", "good.json", *limits).returncode == 0
+    found = robust_eval(here, "falsify", "model:run", "--space", "space.json", *limits)
+    assert found.returncode == 1
+    assert "{'x': 3}" in found.stdout
+    assert "{'x': 4}" in found.stdout
+    assert "no three" in found.stdout
+    unknown = robust_eval(here, "falsify", "model:run", "--space", "nothing")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("robust-eval: space='nothing' is no name")

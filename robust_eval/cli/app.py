@@ -8,6 +8,7 @@ import typer
 from robust_eval.cli.demo import demo
 from robust_eval.cli.doctor import doctor
 from robust_eval.cli.exits import EPILOG
+from robust_eval.cli.falsify import falsify
 from robust_eval.cli.report import report
 from robust_eval.cli.run import run
 from robust_eval.cli.show import show
@@ -41,5 +42,6 @@ def options(
 app.command(epilog=EPILOG)(run)
 app.command()(show)
 app.command()(report)
+app.command()(falsify)
 app.command()(doctor)
 app.command()(demo)
