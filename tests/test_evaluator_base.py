@@ -79,7 +79,7 @@ def test_methods_are_found_by_name():
     for method in ("threadPool", None, ["serial"]):
         with pytest.raises(ValueError, match="serial, thread, process"):
             Evaluator.create(run, method)
-    assert list(EVALUATORS) == ["serial", "thread", "process"]
+    assert list(EVALUATORS) == ["serial", "thread", "process", "ray", "mpicomm"]
     assert evaluator_class("mine", {"mine": "robust_eval.job:Job"}) is Job
 
 

@@ -13,8 +13,9 @@ from contract import METHODS, NEEDS, PROMISES, table
 from robust_eval import Evaluator
 
 ROOT = Path(__file__).resolve().parent.parent
+MARKS = {"ray": [pytest.mark.ray], "mpicomm": [pytest.mark.xdist_group("mpicomm")]}
 PARTS = [
-    pytest.param(method, name, marks=[pytest.mark.xdist_group(method)] if method in {"ray", "mpicomm"} else [])
+    pytest.param(method, name, marks=MARKS.get(method, []))
     for method in METHODS
     for name, (_, methods) in PROMISES.items()
     if method in methods

@@ -1,4 +1,4 @@
-"""`method="ray"` on a real cluster of three nodes. One worker of the test run has the cluster."""
+"""`method="ray"` on a real cluster of three nodes, in a run of its own: `python -m pytest -m ray -n 0`."""
 
 import signal
 import sys
@@ -19,7 +19,7 @@ from robust_eval import RayEvaluator  # noqa: E402 - it needs ray
 from robust_eval.evaluators.ray.host import gpu_environments  # noqa: E402
 from robust_eval.evaluators.ray.share import Share  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 FAULTS = ("hang_in_c_with_the_gil", "segfault", "result_does_not_unpickle_in_the_driver", "leave_a_daemon")
 
 

@@ -38,6 +38,7 @@ SECONDS = {
     "max_depth": 1,
     "max_start_failures": PATIENT,
 }
+pytestmark = pytest.mark.xdist_group("searches")  # the last test looks at what the others have seen
 POLICIES: dict[str, Policy] = {}
 
 

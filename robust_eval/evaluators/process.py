@@ -159,13 +159,17 @@ class ProcessPoolEvaluator(Evaluator):
             worker_seed=worker_seed,
             begun_log=None if self._keeper is None else str(self._keeper.begun_log),
         )
+        self._engage(Bundle(self._runner(), initializer, tuple(initargs)), settings)
+
+    def _runner(self) -> Evaluation:
         # A storage that lasts is there for the jobs, too; that of memory is the driver's alone.
         shared = None if self._keeper is None else self._storage
-        runner = Evaluation(run_function, self.run_function_kwargs, shared)
-        bundle = _packed(Bundle(runner, initializer, tuple(initargs)))
+        return Evaluation(self.run_function, self.run_function_kwargs, shared)
+
+    def _engage(self, bundle: Bundle, settings: PoolSettings) -> None:
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
-        self._pool = self._make_pool(bundle, settings)
+        self._pool = self._make_pool(_packed(bundle), settings)
         self._on_drop(self._pool.close)
 
     def _make_pool(self, bundle: Parcel, settings: PoolSettings) -> Workforce:
