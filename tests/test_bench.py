@@ -266,6 +266,13 @@ def test_results_are_kept_and_known(tmp_path: Path):
     assert not again.knows("pebble", "segfault")
 
 
+def test_results_name_no_directory(tmp_path: Path):
+    """What a package says may hold paths; only the names of files are kept."""
+    results = kept.Results(tmp_path / "matrix.json")
+    results.keep("pebble", "abort", {"letters": "i", "saw": 'File "/home/me/site-packages/pebble/pool.py", 1/2 of it'})
+    assert kept.Results.load(tmp_path / "matrix.json").cells["pebble"]["abort"]["saw"] == 'File "pool.py", 1/2 of it'
+
+
 def test_a_block_is_written_between_its_markers():
     """And nothing else is touched; without markers nothing is written."""
     text = "a\n<!-- x -->\nold\n<!-- end of x -->\nb"

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 DIRECTORY = Path(__file__).parent / "results"
 MATRIX = DIRECTORY / "matrix.json"
+_DIRECTORIES = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")
 
 
 def machine() -> dict[str, Any]:
@@ -56,9 +58,10 @@ class Results:
         self.save()
 
     def save(self) -> None:
-        """Replace the file, whole."""
+        """Replace the file, whole. Where packages lay on this machine is nobody's business."""
         content = {"about": self.about, "versions": self.versions, "cells": self.cells}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half = self.path.with_suffix(".half")
-        half.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        text = _DIRECTORIES.sub("", json.dumps(content, indent=1, sort_keys=True))
+        half.write_text(text + "\n", encoding="utf-8")
         half.replace(self.path)
