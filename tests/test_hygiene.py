@@ -92,7 +92,7 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("faulthandler", lambda: faulthandler.enable() if not faulthandler.is_enabled() else faulthandler.disable()),
     ("output", lambda: sys.stdout.reconfigure(encoding="latin-1")),  # type: ignore[attr-defined]
     ("warnings", lambda: warnings.simplefilter("error", BytesWarning)),
-    ("start method", lambda: multiprocessing.set_start_method("spawn")),
+    ("start method", lambda: multiprocessing.set_start_method("forkserver", force=True)),
     ("modules", sys.modules.clear),
     ("modules", sys.path.clear),
     ("resource limits", halve_open_files),

@@ -113,6 +113,9 @@ def test_site_is_needed_only_for_import_hooks(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
         monkeypatch.delenv(name)
     assert not loading.is_measured()
+    # Other tests import packages that hook into imports.
+    own = [finder for finder in sys.meta_path if type(finder).__module__.startswith(("builtins", "_pytest"))]
+    monkeypatch.setattr(sys, "meta_path", own)
     assert not loading.needs_site()
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable()])
     assert loading.needs_site()

@@ -13,7 +13,7 @@ from contract import METHODS, NEEDS, PROMISES, table
 from robust_eval import Evaluator
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKS = {"ray": [pytest.mark.ray], "mpicomm": [pytest.mark.xdist_group("mpicomm")]}
+MARKS = {"ray": [pytest.mark.ray]}
 PARTS = [
     pytest.param(method, name, marks=MARKS.get(method, []))
     for method in METHODS

@@ -14,7 +14,6 @@ pytest.importorskip("mpi4py", reason="the extra `mpi` is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path("/dev/shm")
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
-pytestmark = pytest.mark.xdist_group("mpicomm")
 BEGIN = """
 import os, sys, time
 from robust_eval import Evaluator, MPICommEvaluator, RobustEvalError
