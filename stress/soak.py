@@ -40,7 +40,14 @@ TOO_COSTLY = frozenset({
 _PADDING_BYTES = 200_000
 _LINE_EVERY_S = 2.0
 
-FAULTS = tuple(fault for name, fault in sorted(CATALOGUE.items()) if not fault.heavy and name not in TOO_COSTLY)
+# Its outcome depends on what else lies in its worker's inbox.
+OF_ITS_NEIGHBOURS = {"forge_reports_for_others"}
+# Those that need a pool made for them (one that tries again what a killed relative took along) are tried alone.
+FAULTS = tuple(
+    fault
+    for name, fault in sorted(CATALOGUE.items())
+    if not (fault.heavy or fault.pool or fault.reruns) and name not in TOO_COSTLY | OF_ITS_NEIGHBOURS
+)
 
 
 def mixture(jobs: int, faults: float, seed: int, diary: Path) -> Iterator[dict[str, Any]]:

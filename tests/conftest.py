@@ -11,7 +11,7 @@ from hypothesis import settings
 
 SESSION_MARK = "ROBUST_EVAL_TEST_SESSION"
 PATIENCE_S = 5.0
-_OF_RAY = ("/ray/core/src/", "/ray/_private/", "/ray/dashboard/")
+_OF_RAY = ("/ray/core/src/", "/ray/_private/", "/ray/autoscaler/", "/ray/dashboard/")
 
 # What runs here is the same on every run; the random is in stress/.
 settings.register_profile("deterministic", derandomize=True, database=None)
