@@ -81,7 +81,11 @@ def nothing_left() -> Iterator[None]:
     descriptors, segments = open_descriptors(), shared_segments()
     yield
     assert set(me.children(recursive=True)) <= children
-    assert {target for _, target in open_descriptors() - descriptors} == set()
+    # A receiving thread closes its end a moment after its supervisor is gone. A leak stays.
+    begun_at = time.monotonic()
+    while (leaked := open_descriptors() - descriptors) and time.monotonic() - begun_at < FOREIGN_S:
+        time.sleep(_STEP_S)
+    assert {target for _, target in leaked} == set()
     # Segments do not say whose they are. What other programs map is theirs; what they leave they unlink soon.
     suspects = shared_segments() - segments
 
