@@ -66,7 +66,7 @@ def session_mark() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster(session_mark: str) -> Iterator[Any]:
-    """A Ray cluster of three nodes; a test that kills one adds another. Its tests are of the group `ray`."""
+    """A Ray cluster of three nodes; a test that kills one adds another. Its tests are marked `ray`."""
     from ray_cluster import CPUS, GPUS, cluster_of
 
     with cluster_of(3, num_cpus=CPUS, num_gpus=GPUS) as nodes:

@@ -141,13 +141,10 @@ class TemplateLink:
         """Its process id."""
         return self._process.pid
 
-    def fork(self, worker_id: int, fds: list[int]) -> bool:
-        """Order a worker. False when the template is gone."""
-        try:
+    def fork(self, worker_id: int, fds: list[int]) -> None:
+        """Order a worker."""
+        with contextlib.suppress(OSError):  # the template is gone, and its exit will tell
             self.sock.sendmsg([wire.fork_order(worker_id)], wire.rights(fds))
-        except OSError:
-            return False
-        return True
 
     def last_words(self) -> str:
         """Why it ended: what it said itself, else how it ended, and the end of what it printed."""

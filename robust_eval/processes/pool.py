@@ -22,6 +22,7 @@ from robust_eval.limits import refuse_too_many_workers
 from robust_eval.logs import logger
 from robust_eval.processes import begun, loading, orders, system, tree, wire
 from robust_eval.processes.layout import COOKIE
+from robust_eval.processes.ownership import refuse_forked_child
 from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, store
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
 
@@ -175,12 +176,7 @@ class Pool:
         Raises:
             RobustEvalError: this is one.
         """
-        if os.getpid() != self._pid:
-            msg = (
-                f"this evaluator belongs to process {self._pid} and was used in its forked child {os.getpid()}: "
-                "make an evaluator of its own there"
-            )
-            raise RobustEvalError(msg)
+        refuse_forked_child(self._pid)
 
     # -- the supervisor
 

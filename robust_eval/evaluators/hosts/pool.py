@@ -14,6 +14,7 @@ from robust_eval.evaluators.hosts import messages as say
 from robust_eval.evaluators.hosts.calling import Call
 from robust_eval.evaluators.hosts.exchange import Exchange
 from robust_eval.processes import wire
+from robust_eval.processes.ownership import refuse_forked_child
 from robust_eval.processes.parcel import Landed, Memory, Parcel, landed, open_parcel
 from robust_eval.processes.pending import Settled, Submission
 from robust_eval.processes.pool import PoolSettings
@@ -150,12 +151,7 @@ class HostsPool:
         Raises:
             RobustEvalError: this is one.
         """
-        if os.getpid() != self._pid:
-            msg = (
-                f"this evaluator belongs to process {self._pid} and was used in its forked child {os.getpid()}: "
-                "make an evaluator of its own there"
-            )
-            raise RobustEvalError(msg)
+        refuse_forked_child(self._pid)
 
     # -- for what starts the hosts
 
