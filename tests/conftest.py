@@ -56,12 +56,20 @@ def _ours(mark: str) -> set[psutil.Process]:
 
 
 @pytest.fixture(scope="session")
-def session_mark() -> Iterator[str]:
-    """A value in the environment that every process started by a test inherits."""
+def session_mark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A value in the environment that every process started by a test inherits.
+
+    Thousands of interpreters start below a run of all tests: what one has compiled is kept for the others, elsewhere
+    than in the checkout, also where the machine asks Python to write no bytecode.
+    """
     mark = uuid.uuid4().hex
-    os.environ[SESSION_MARK] = mark
-    yield mark
-    del os.environ[SESSION_MARK]
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(shared / "bytecode"))
+        patch.setenv(SESSION_MARK, mark)
+        yield mark
 
 
 @pytest.fixture(scope="session")

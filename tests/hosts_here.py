@@ -53,7 +53,7 @@ class LocalFleet:
     def supervisor_of(self, number: int) -> psutil.Process:
         """The supervisor process of a host."""
         children = psutil.Process(self.processes[number].pid).children()
-        return next(child for child in children if "processes.shell" in " ".join(child.cmdline()))
+        return next(child for child in children if "processes.launch" in " ".join(child.cmdline()))
 
     def stop(self) -> None:
         for process in self.processes:

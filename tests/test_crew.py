@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import psutil
 import pytest
 from children import in_child
 from waiting import is_alive, wait_until
@@ -21,6 +22,7 @@ from robust_eval.processes import crew as crew_module
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.crew import Crew
 from robust_eval.processes.layout import LEDGER_BYTES, NUMBER, STOP_SIGNAL
+from robust_eval.processes.nursery import Nursery
 from robust_eval.processes.parcel import Memory, open_parcel, pack, store, unpack
 from robust_eval.processes.port import ExitInfo, Finished
 from robust_eval.processes.settings import Settings
@@ -56,7 +58,9 @@ class Floor:
         argv = loading.command(sys.executable, "template", imports_site=loading.needs_site())
         self.ledger = system.memory_file(LEDGER_BYTES)
         settings = Settings(argv, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None)
-        self.crew = Crew(settings, self.selector, lambda _: limit, lambda *record: self.records.append(record))
+        self.crew = Crew(
+            Nursery(settings), settings, self.selector, lambda _: limit, lambda *told: self.records.append(told)
+        )
 
     def turn(self, wait_s: float) -> None:
         for key, _ in self.selector.select(wait_s):
@@ -150,6 +154,7 @@ def test_a_full_inbox_returns_the_job():
     def test(floor: Floor) -> int:
         pid = floor.worker()
         os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)  # else it may yet read the first job
         for job_id in range(1000):
             floor.crew.send(1, job_id, 1, bytes(FULL))
             if floor.crew.events:

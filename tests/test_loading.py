@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,13 @@ def test_the_import_path_is_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """The directory of an interactive session by its name, since a supervisor stands elsewhere; a deleted one as is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "/some/where"])
-    made = loading.command(sys.executable, "shell", imports_site=True)
+    made = loading.command(sys.executable, "launch", imports_site=True)
     assert json.loads(made[-1]) == [str(tmp_path), "/some/where"]
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert json.loads(loading.command(sys.executable, "shell", imports_site=True)[-1]) == ["", "/some/where"]
+    assert json.loads(loading.command(sys.executable, "launch", imports_site=True)[-1]) == ["", "/some/where"]
 
 
 def test_another_interpreter_keeps_its_own_packages(monkeypatch: pytest.MonkeyPatch):
@@ -113,9 +114,9 @@ def test_site_is_needed_only_for_import_hooks(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
         monkeypatch.delenv(name)
     assert not loading.is_measured()
-    # Other tests import packages that hook into imports.
-    own = [finder for finder in sys.meta_path if type(finder).__module__.startswith(("builtins", "_pytest"))]
-    monkeypatch.setattr(sys, "meta_path", own)
+    # Other tests import packages that hook into imports, by classes as well as by instances.
+    own = [finder for finder in sys.meta_path if "_pytest" in type(finder).__module__]
+    monkeypatch.setattr(sys, "meta_path", [*own, BuiltinImporter, FrozenImporter, PathFinder])
     assert not loading.needs_site()
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable()])
     assert loading.needs_site()

@@ -1,5 +1,6 @@
 """One contract for every method of evaluation; the documentation's table of what holds where is that contract."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -25,9 +26,21 @@ REFUSED = [(method, name) for name in NEEDS for method in METHODS if method not 
 
 @pytest.fixture(scope="session")
 def kept_by_mpi(session_mark: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What became of every promise on real ranks: nothing, or the traceback."""
+    """What became of every promise on real ranks: nothing, or the traceback. Found out once, whoever runs beside."""
     pytest.importorskip("mpi4py", reason="the extra `mpi` is not installed")
-    directory = tmp_path_factory.mktemp("mpi")
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    directory = shared / "mpi"
+    directory.mkdir(exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "kept.json").exists():
+            _keep_on_ranks(directory)
+    kept: dict[str, str] = json.loads((directory / "kept.json").read_text())
+    return kept
+
+
+def _keep_on_ranks(directory: Path) -> None:
     command = [
         str(Path(sys.executable).with_name("mpiexec")),
         "-n",
@@ -39,8 +52,6 @@ def kept_by_mpi(session_mark: str, tmp_path_factory: pytest.TempPathFactory) -> 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    kept: dict[str, str] = json.loads((directory / "kept.json").read_text())
-    return kept
 
 
 @pytest.mark.parametrize(("method", "name"), PARTS)

@@ -13,7 +13,7 @@ import pytest
 from children import end_of
 from waiting import nothing_left
 
-from robust_eval.processes import loading, orders, shell, system, wire
+from robust_eval.processes import launch, loading, orders, system, wire
 from robust_eval.processes.layout import COOKIE, LEDGER_BYTES
 from robust_eval.processes.parcel import Memory, pack, store, unpack
 from robust_eval.processes.worker import Bundle
@@ -35,7 +35,7 @@ class Raw:
                 self.sock.close()
                 os.setsid()
                 prepare()
-                shell.main([str(theirs.detach())])
+                launch.main([str(theirs.detach())])
                 code = 0
             except SystemExit as error:
                 code = int(error.code or 0)
@@ -134,7 +134,7 @@ def test_a_driver_that_is_gone_before_it_can_be_watched_is_nobody_s():
         def raise_it(_: int) -> int:
             raise ProcessLookupError
 
-        shell.system.watch_exit = raise_it
+        launch.system.watch_exit = raise_it
 
     with nothing_left():
         raw = Raw(gone)
@@ -203,3 +203,11 @@ def test_a_driver_that_vanishes_in_the_middle_of_a_job_ends_it(raw: Raw):
     assert raw.frames.read()
     raw.sock.close()
     assert raw.code() == 0
+
+
+def test_a_template_that_was_started_ahead_and_never_wanted_ends(raw: Raw):
+    """The driver is gone before the first job: the supervisor leaves nothing behind."""
+    with nothing_left():
+        raw.start(lambda x, _: x, "unwanted")
+        raw.sock.shutdown(socket.SHUT_WR)
+        assert raw.code() == 0

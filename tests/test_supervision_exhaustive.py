@@ -138,6 +138,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "next_job_state", job)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
 def test_every_state_of(case: Case) -> None:
     """All states that workers which work, hang or die can lead to; from each, everything settles."""
@@ -147,6 +148,7 @@ def test_every_state_of(case: Case) -> None:
     assert not stuck(found)
 
 
+@pytest.mark.no_cover
 @pytest.mark.timeout(300)
 def test_the_nearest_states() -> None:
     """No fault in any order breaks an invariant, tells an untruth or leaves a job waiting.

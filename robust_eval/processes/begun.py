@@ -11,8 +11,10 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # In the environment of a pool's processes: the path of the log.
 VARIABLE: Final = "ROBUST_EVAL_BEGUN"
@@ -31,7 +33,7 @@ class BegunLog:
         OSError: it cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: "Path") -> None:
         self.path = path
         self._fd = os.open(path, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
         self._next = 0
@@ -76,7 +78,7 @@ def note_begun(fd: int, number: int) -> None:
         os.write(fd, _RECORD.pack(number, BEGUN))
 
 
-def read_begun(path: Path) -> set[int]:
+def read_begun(path: "Path") -> set[int]:
     """Give the numbers, in the search, of the jobs that had begun; empty where the log cannot be read."""
     try:
         data = path.read_bytes()

@@ -34,6 +34,7 @@ class Crew:
     """All processes below one supervisor.
 
     Args:
+        nursery: where workers come from.
         settings: how they are started.
         selector: where their descriptors are registered, each with the callable to call.
         memory_limit_of: the limit in bytes of a job, or None.
@@ -42,6 +43,7 @@ class Crew:
 
     def __init__(
         self,
+        nursery: Nursery,
         settings: Settings,
         selector: selectors.BaseSelector,
         memory_limit_of: Callable[[int], int | None],
@@ -53,7 +55,7 @@ class Crew:
         self._selector = selector
         self._memory_limit_of = memory_limit_of
         self._record = record
-        self._nursery = Nursery(settings)
+        self._nursery = nursery
         self._ports: dict[int, Port] = {}
         self._dumped: set[int] = set()
         self._gone: list[Callable[[], None]] = []
@@ -355,6 +357,7 @@ class Crew:
 
     def close(self) -> None:
         """End the template and whatever is left below this process."""
+        self._nursery.discard_first()
         if self._nursery.template is not None:
             self._drop_template(self._nursery.template)
         self._undertaker.kill_all()

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import subprocess
 import sys
 import types
 from typing import Any
@@ -33,6 +32,8 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
             needed only where these install import hooks: the path itself is handed over. Another interpreter than
             this one always does, since it has packages of its own.
     """
+    import subprocess
+
     entries = [entry or _directory() for entry in sys.path]
     if python == sys.executable:
         # -W, -X and -O, as `multiprocessing` hands them on

@@ -13,6 +13,7 @@ from robust_eval.processes.port import Port
 from robust_eval.processes.settings import Settings
 
 _MOST_FORKING = 32
+_END_S = 1.0
 
 
 class Nursery:
@@ -20,10 +21,12 @@ class Nursery:
 
     Args:
         settings: how it is started.
+        first: a template that was started ahead.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, first: TemplateLink | None = None) -> None:
         self.template: TemplateLink | None = None
+        self._first = first
         self._settings = settings
         self._waiting: deque[Port] = deque()
         self._forking = 0
@@ -34,8 +37,17 @@ class Nursery:
         Raises:
             OSError: no process or no descriptor is free for it.
         """
-        self.template = TemplateLink(self._settings)
+        first, self._first = self._first, None
+        self.template = first or TemplateLink(self._settings)
         return self.template
+
+    def discard_first(self) -> None:
+        """End a template that was started ahead and never wanted."""
+        first, self._first = self._first, None
+        if first is not None:
+            first.kill()
+            first.end(_END_S)
+            first.close()
 
     def close(self) -> None:
         """The template is gone, and so is what it was asked for."""

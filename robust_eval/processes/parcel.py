@@ -11,8 +11,6 @@ import pickle
 import struct
 from typing import Any, NamedTuple
 
-import cloudpickle
-
 from robust_eval.processes import system
 
 INLINE_BYTES = 1 << 20
@@ -56,6 +54,8 @@ def pack(obj: Any) -> Parcel:
     except Exception:  # noqa: BLE001 - user reductions raise anything; cloudpickle decides whether it can be done
         by_value = True
     if by_value:
+        import cloudpickle  # 25 ms, which the start of a pool would feel and most of its processes never need
+
         buffers.clear()
         data = cloudpickle.dumps(obj, 5, buffer_callback=keep)
     if not buffers and len(data) < INLINE_BYTES:

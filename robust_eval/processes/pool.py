@@ -216,7 +216,7 @@ class Pool:
     def _execute(self, environment: dict[str, str]) -> None:
         """Start the process, with a channel to it."""
         sock, theirs = socket.socketpair()
-        command = loading.command(sys.executable, "shell", imports_site=loading.is_measured())
+        command = loading.command(sys.executable, "launch", imports_site=loading.is_measured())
         with theirs:
             try:
                 self._process = subprocess.Popen(

@@ -6,13 +6,10 @@ done in `_perform`, and a turn ends with one batch of outcomes for the driver.
 """
 
 import contextlib
-import gc
 import os
 import select
 import selectors
 import signal
-import socket
-import sys
 from collections.abc import Callable
 from mmap import mmap
 from time import monotonic
@@ -23,7 +20,8 @@ from robust_eval.processes.crew import Crew
 from robust_eval.processes.describe import describe
 from robust_eval.processes.health import Health
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
-from robust_eval.processes.link import DriverLink
+from robust_eval.processes.link import DriverLink, TemplateLink
+from robust_eval.processes.nursery import Nursery
 from robust_eval.processes.parcel import Parcel, discard, store
 from robust_eval.processes.port import Finished
 from robust_eval.processes.settings import Settings
@@ -49,21 +47,27 @@ class Shell:
     """One supervisor process.
 
     Args:
-        driver: the link to the driver; the descriptors of bundle and ledger came with its first message.
-        config: that message.
+        driver: the link to the driver.
+        config: its first message.
+        settings: how templates and workers are started.
+        template: the first of them, if it could be started already.
         driver_exit_fd: becomes readable when the driver's process ends.
     """
 
-    def __init__(self, driver: DriverLink, config: dict[str, Any], driver_exit_fd: int) -> None:
+    def __init__(
+        self,
+        driver: DriverLink,
+        config: dict[str, Any],
+        settings: Settings,
+        template: TemplateLink | None,
+        driver_exit_fd: int,
+    ) -> None:
         self._driver = driver
         self._selector = selectors.DefaultSelector()
-        bundle_fd, ledger_fd = (fd for fd in driver.frames.fds if fd is not None)
-        driver.frames.fds.clear()
-        self._ledger = mmap(ledger_fd, LEDGER_BYTES)
-        settings = Settings(**config["settings"], bundle_fd=bundle_fd, ledger_fd=ledger_fd)
+        self._ledger = mmap(settings.ledger_fd, LEDGER_BYTES)
         self._cookie = config["cookie"]
         self._jobs: dict[int, _Entry] = {}
-        self._crew = Crew(settings, self._selector, self._memory_limit_of, self._on_record)
+        self._crew = Crew(Nursery(settings, template), settings, self._selector, self._memory_limit_of, self._on_record)
         retry_on = frozenset(config["policy"].pop("retry_on"))
         self._core = Supervisor(Policy(**config["policy"], retry_on=retry_on), monotonic())
         self._events = self._crew.events
@@ -277,46 +281,3 @@ def _discard_all(outcome: act.Outcome) -> None:
     for payload in (outcome.payload, outcome.late_payload):
         if isinstance(payload, Finished):
             discard(payload.parcel)
-
-
-def main(argv: list[str]) -> None:
-    """Be a supervisor. Called by the command that `loading.command` makes.
-
-    Args:
-        argv: the descriptor of the stream to the driver.
-    """
-    driver = os.getppid()
-    sock = socket.socket(fileno=int(argv[0]))
-    os.set_inheritable(sock.fileno(), False)  # noqa: FBT003 - the standard library's signature
-    system.forget_signals()
-    system.be_deaf()
-    system.adopt_orphans()
-    try:
-        exit_fd = system.watch_exit(driver)
-    except ProcessLookupError:
-        sys.exit(0)
-    link = DriverLink(sock)
-    config = _first_message(link)
-    sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
-    gc.disable()
-    _raise_descriptor_limit()
-    with sock:  # closed by us, else an interpreter that shows such things warns on the user's stderr
-        Shell(link, config, exit_fd).run()
-
-
-def _first_message(link: DriverLink) -> dict[str, Any]:
-    """What the driver says first; what came behind it stays for the loop."""
-    while link.frames.read():
-        messages = link.frames.messages()
-        config: dict[str, Any] | None = next(messages, None)
-        messages.close()
-        if config is not None:
-            return config
-    sys.exit(0)
-
-
-def _raise_descriptor_limit() -> None:
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

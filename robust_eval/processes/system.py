@@ -13,7 +13,6 @@ import select
 import signal
 import socket
 import sys
-import tempfile
 import weakref
 from functools import cache
 from typing import Any
@@ -44,6 +43,8 @@ _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 def memory_file(size: int) -> int:
     """A descriptor of memory without a name, of this size for good."""
     if not LINUX:  # pragma: no cover - macOS
+        import tempfile
+
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
         os.ftruncate(fd, size)
