@@ -85,7 +85,7 @@ class Crew:
             self._unstarted(worker_id, f"no worker can be started: {error}")
             return
         self._ports[worker_id] = port
-        self._register(port.outbox.fileno(), lambda: self.drain(port))
+        self._register(port.outbox.fileno(), lambda: self._listen(port))
         self._register(port.output.fd, lambda: self._read(port.output))
         self._nursery.order(port)
 
@@ -170,16 +170,23 @@ class Crew:
 
     def drain(self, port: Port) -> None:
         """Read a worker's channel dry."""
+        while self._listen(port):
+            pass
+
+    def _listen(self, port: Port) -> bool:
+        """Read once, so that a worker that never stops writing delays nobody. False where nothing is left to read."""
         try:
-            while port.reports.read():
+            if port.reports.read():
                 for report in port.reports.reports():
                     self._on_report(port, report)
+                return True
             self._selector_forget(port.outbox.fileno())
         except BlockingIOError:
-            return
+            pass
         except (OSError, wire.ProtocolError) as error:
             self._selector_forget(port.outbox.fileno())
             self.events.append(ev.ChannelBroken(port.worker_id, str(error)))
+        return False
 
     def _read(self, printed: Output | Log) -> None:
         """Read what is printed. A pipe whose other ends were all closed would wake this process for ever."""

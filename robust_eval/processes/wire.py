@@ -24,7 +24,8 @@ from robust_eval.processes.parcel import MISSING, Memory, Parcel
 MARSHAL_VERSION = 4
 MOST_DESCRIPTORS = 200
 _FRAME = struct.Struct("<Q")
-_READ_BYTES = 1 << 18
+# From 128 KiB on, malloc maps and unmaps a buffer for each read, at ten times the cost of the read.
+_READ_BYTES = 1 << 16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
 _ONE_FD_BYTES = socket.CMSG_SPACE(4)
 
