@@ -93,6 +93,7 @@ class Floor:
     def send(self, function: Callable[[], Any], worker_id: int = 1, job_id: int = 3) -> None:
         parcel = pack(function)
         self.crew.send(worker_id, job_id, 1, parcel)
+        self.crew.flush()
 
     def end(self) -> bool:
         """Close; whether nothing is left below this process."""
@@ -157,6 +158,7 @@ def test_a_full_inbox_returns_the_job():
         wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)  # else it may yet read the first job
         for job_id in range(1000):
             floor.crew.send(1, job_id, 1, bytes(FULL))
+            floor.crew.flush()
             if floor.crew.events:
                 break
         (returned,) = floor.crew.events

@@ -1,5 +1,6 @@
 """The supervisor's end of one worker: real sockets, real pages, real processes."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -43,23 +44,76 @@ def fork(port: Port) -> int:
     return pid
 
 
-def test_what_the_worker_has_not_read_can_be_taken_back(port: Port):
-    """Exactly that, in order; what it has read is its own."""
-    inbox = socket.socket(fileno=os.dup(port.child_fds[INBOX]))
+class Taker:
+    """A worker's ends: it reads messages and takes claims."""
+
+    def __init__(self, port: Port) -> None:
+        self._sock = socket.socket(fileno=os.dup(port.child_fds[INBOX]))
+        self._outbox = socket.socket(fileno=os.dup(port.child_fds[OUTBOX]))
+        self.inbox = wire.Inbox(self._sock)
+
+    def claim(self) -> bytes:
+        try:
+            return self._outbox.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+    def __enter__(self) -> "Taker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+        self._outbox.close()
+
+
+def test_what_the_worker_has_not_begun_can_be_taken_back(port: Port):
+    """Exactly that, in order, read or not: what it has the claim of is its own, and what comes later has another one."""
     parcel = memory(b"large")
-    port.assign(b"settings")
-    for job_id in range(3):
-        assert port.send(wire.JOB, 1, job_id, b"payload")
-    assert port.send(wire.JOB, 2, 3, parcel)
-    discard(parcel)
-    read = [wire.receive_packet(inbox) for _ in range(2)]
-    assert [packet and (packet.kind, packet.payload) for packet in read] == [
-        (wire.ASSIGN, b"settings"),
-        (wire.JOB, b"payload"),
-    ]
-    assert port.take_back() == [1, 2, 3]
-    assert port.take_back() == []
-    inbox.close()
+    with Taker(port) as taker:
+        port.assign(b"settings")
+        for job_id in range(3):
+            assert port.send(1, job_id, b"payload") == []
+        assert port.send(2, 3, parcel) == []
+        discard(parcel)
+        (assigned,) = taker.inbox.read()
+        assert (assigned.kind, assigned.payload) == (wire.ASSIGN, b"settings")
+        packets = taker.inbox.read()
+        assert [(packet.kind, packet.job_id, packet.payload) for packet in packets] == [
+            (wire.JOB, job_id, b"payload") for job_id in range(3)
+        ]
+        assert taker.claim() == wire.CLAIMS[packets[0].turn]
+        assert port.take_back() == [1, 2, 3]
+        assert port.take_back() == []
+        assert taker.claim() == b""
+        assert port.send(1, 9, b"later") == []
+        assert port.due
+        assert port.flush() == []
+        assert not port.due
+        (large,) = taker.inbox.read()
+        discard(large.payload)
+        (later,) = taker.inbox.read()
+        assert taker.claim() == wire.CLAIMS[later.turn] != wire.CLAIMS[large.turn]
+
+
+def test_what_was_reported_is_not_taken_back(port: Port):
+    """The worker had its claim, and a report of another job than the next one changes nothing."""
+    with Taker(port) as taker:
+        port.send(1, 1, b"payload")
+        port.send(1, 2, b"payload")
+        port.flush()
+        taker.claim()
+        port.heard(2)
+        port.heard(1)
+        assert port.take_back() == [2]
+
+
+def test_what_was_never_sent_comes_back_too(port: Port):
+    """The jobs of the next message."""
+    port.send(1, 1, b"payload")
+    port.flush()
+    port.send(1, 2, b"payload")
+    assert port.take_back() == [1, 2]
+    assert port.flush() == []
 
 
 def test_an_assignment_is_no_job(port: Port):
@@ -70,37 +124,63 @@ def test_an_assignment_is_no_job(port: Port):
 
 def test_a_large_payload_changes_hands(port: Port):
     """The worker gets a descriptor of its own."""
-    inbox = socket.socket(fileno=os.dup(port.child_fds[INBOX]))
     parcel = memory(b"large")
-    assert port.send(wire.JOB, 2, 3, parcel)
-    discard(parcel)
-    packet = wire.receive_packet(inbox)
-    assert packet is not None
-    assert bytes(open_parcel(packet.payload)) == b"large"
-    inbox.close()
+    with Taker(port) as taker:
+        assert port.send(2, 3, parcel) == []
+        discard(parcel)
+        (packet,) = taker.inbox.read()
+        assert bytes(open_parcel(packet.payload)) == b"large"
 
 
 def test_a_full_inbox_says_so(port: Port):
-    """Nothing waits, and what was accepted is all there."""
+    """Nothing waits, what was accepted is all there, and what was not has no claim."""
     accepted = 0
-    while port.send(wire.JOB, 1, accepted, bytes(wire.PACKET_BYTES)):
+    while not port.send(1, accepted, bytes(wire.PACKET_BYTES)):
         accepted += 1
     assert accepted > 8
-    assert port.take_back() == list(range(accepted))
+    assert port.take_back() == [*range(accepted - 1), accepted]
+    with Taker(port) as taker:
+        assert taker.claim() == b""
+
+
+def test_rubbish_among_the_claims_is_none(port: Port):
+    """What a job has put there is not counted, and where it left no room the worker finds out."""
+    port.send(1, 1, b"payload")
+    port.flush()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            port.outbox.send(bytes(1 << 16), socket.MSG_DONTWAIT)
+    port.send(1, 2, b"payload")
+    assert port.flush() == []
+    with Taker(port) as taker:
+        assert [packet.job_id for _ in range(2) for packet in taker.inbox.read()] == [1, 2]
+        assert port.take_back() == [2]
+        assert taker.claim() == b"\0"
 
 
 def test_an_inbox_that_a_job_has_shut_takes_nothing(port: Port):
-    """Its worker's death will tell; here it is no error, and there is nothing to take back."""
+    """Its worker's death will tell; here it is no error, and what was sent was not begun."""
     with socket.socket(fileno=os.dup(port.child_fds[INBOX])) as inbox:
         inbox.shutdown(socket.SHUT_RDWR)
-    assert port.send(wire.JOB, 1, 1, b"payload")
+    port.send(1, 1, b"payload")
+    assert port.flush() == []
+    assert port.take_back() == [1]
+
+
+def test_claims_of_a_channel_that_a_job_has_shut_are_gone(port: Port):
+    """The worker finds none, and its death will tell."""
+    with socket.socket(fileno=os.dup(port.child_fds[OUTBOX])) as outbox:
+        outbox.shutdown(socket.SHUT_RDWR)
+    port.send(1, 1, b"payload")
+    assert port.flush() == []
     assert port.take_back() == []
 
 
 def test_a_packet_that_is_too_large_is_a_bug(port: Port):
     """It raises instead of disappearing."""
+    port.send(1, 1, bytes(1 << 23))
     with pytest.raises(OSError, match="too long"):
-        port.send(wire.JOB, 1, 1, bytes(1 << 23))
+        port.flush()
 
 
 def test_the_stamp_tells_what_was_begun_and_when(port: Port):

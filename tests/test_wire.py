@@ -162,22 +162,23 @@ def test_no_descriptors_need_no_ancillary_data():
 # -- supervisor -> worker
 
 
-def test_packets_arrive_one_by_one():
-    """Inline and in memory; the end is None, and an attempt beyond 255 is 255."""
+def test_packets_arrive_in_messages():
+    """Several inline, or one in memory; the end is empty, and an attempt beyond 255 is 255."""
     with nothing_left(), pair(socket.SOCK_SEQPACKET) as (ours, theirs):
-        ours.send(wire.packet_header(wire.JOB, 3, 5, 77) + b"inner")
+        inbox = wire.Inbox(theirs)
+        first, second = (wire.packet_header(wire.JOB, 3, 1, 5, job_id) + b"inner" for job_id in (77, 78))
+        ours.send(first + second)
         parcel = memory(b"outer")
-        header = wire.packet_header(wire.JOB_IN_MEMORY, 1000, 5, 78)
+        header = wire.packet_header(wire.JOB_IN_MEMORY, 1000, 0, 5, 79)
         ours.sendmsg([header], wire.rights([parcel.fd]))
-        assert wire.receive_packet(theirs) == Packet(wire.JOB, 3, 77, b"inner")
-        packet = wire.receive_packet(theirs)
-        assert packet is not None
-        assert packet[:3] == (wire.JOB, 255, 78)
+        assert inbox.read() == [Packet(wire.JOB, 3, 1, 77, b"inner"), Packet(wire.JOB, 3, 1, 78, b"inner")]
+        (packet,) = inbox.read()
+        assert packet[:4] == (wire.JOB, 255, 0, 79)
         assert bytes(open_parcel(packet.payload)) == b"outer"
         with pytest.raises(BlockingIOError):
-            wire.receive_packet(theirs)
+            inbox.read()
         ours.close()
-        assert wire.receive_packet(theirs) is None
+        assert inbox.read() == []
         discard(parcel)
 
 

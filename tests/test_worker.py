@@ -6,9 +6,11 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,7 +76,8 @@ class Supervised:
     def send_parcel(self, parcel: Parcel, job_id: int = 5, attempt: int = 1) -> None:
         if isinstance(parcel, bytes) and len(parcel) > wire.PACKET_BYTES:
             parcel = store([parcel], len(parcel))
-        assert self.port.send(wire.JOB, attempt, job_id, parcel)
+        assert not self.port.send(attempt, job_id, parcel)
+        assert not self.port.flush()
         if isinstance(parcel, Memory):
             os.close(parcel.fd)
 
@@ -591,3 +594,79 @@ def test_without_a_way_to_clear_the_peak_jobs_run_all_the_same():
 def _fail(fd: int) -> int:
     os.close(fd)
     raise PermissionError
+
+
+# -- what waits, and what is held
+
+
+def send_together(worker: Supervised, *arguments: Any) -> None:
+    """Jobs from 0 on, in one message."""
+    for job_id, each in enumerate(arguments):
+        worker.port.send(1, job_id, pack(each))
+    assert worker.port.flush() == []
+
+
+def test_results_of_short_jobs_are_found_before_they_are_sent():
+    """While a longer job runs behind them, and they are not given twice."""
+    with supervised(call) as worker:
+        send_together(worker, (int,), (float,), (signal.pause,))
+        wait_until(lambda: worker.port.stamp() is not None and worker.port.stamp()[0] == 2)
+        held = worker.port.reports.held()
+        assert held is not None
+        assert [(report.job_id, unpack(open_parcel(report.payload))) for report in held] == [(0, 0), (1, 0.0)]
+        assert worker.port.reports.held() == []
+        os.kill(worker.pid, STOP_SIGNAL)
+        assert worker.next().job_id == 2
+
+
+def test_what_a_dead_worker_had_finished_is_there():
+    """The page outlives it: only what it had begun is lost."""
+    with supervised(call) as worker:
+        send_together(worker, (int,), (os._exit, 3), (int,))
+        assert worker.code() == 3
+        held = worker.port.reports.held()
+        assert held is not None
+        assert [report.job_id for report in held] == [0]
+        assert worker.port.stamp()[0] == 1
+        assert worker.port.take_back() == [2]
+
+
+def test_what_was_taken_back_is_not_begun():
+    """Not by the worker that has read it; what is sent later, is."""
+    with supervised(call) as worker:
+        send_together(worker, (signal.pause,), (os._exit, 4), (os._exit, 5))
+        wait_until(lambda: worker.port.stamp() is not None)
+        assert worker.port.take_back() == [1, 2]
+        worker.send((int,), job_id=9)
+        os.kill(worker.pid, STOP_SIGNAL)
+        assert worker.next().job_id == 0
+        assert worker.next().job_id == 9
+
+
+def test_rubbish_among_the_claims_ends_the_worker():
+    """It cannot know any more which jobs are its own."""
+    with supervised(call) as worker:
+        worker.port.outbox.send(b"rubbish")
+        worker.send((int,))
+        assert worker.code() == CHANNEL_LOST_CODE
+
+
+def test_claims_that_a_job_has_shut_end_the_worker():
+    """As a closed channel does."""
+
+    def shut() -> None:
+        for fd in range(3, 1024):
+            with contextlib.suppress(OSError):
+                socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RD)
+
+    with supervised(call) as worker:
+        worker.send((shut,), job_id=1)
+        worker.send((int,), job_id=2)
+        assert worker.code() in {0, CHANNEL_LOST_CODE}
+
+
+def test_many_results_do_not_wait_for_each_other():
+    """Where the page is full, and where the first has waited for a moment."""
+    with supervised(call) as worker:
+        send_together(worker, *[(bytes, 2000)] * 30, *[(time.sleep, 0.003)] * 2, (int,))
+        assert [worker.next().job_id for _ in range(33)] == list(range(33))

@@ -28,6 +28,7 @@ from robust_eval.supervision import events as ev
 
 _CLOSE_S = 1.0
 _CLOCK_SLACK_S = 0.001
+_MOST_LOOKS = 1000  # at an instant in which the worker does not just send what it held
 
 
 class Crew:
@@ -57,6 +58,7 @@ class Crew:
         self._record = record
         self._nursery = nursery
         self._ports: dict[int, Port] = {}
+        self._unflushed: dict[int, Port] = {}
         self._dumped: set[int] = set()
         self._gone: list[Callable[[], None]] = []
         self.meter = Meter()
@@ -109,9 +111,20 @@ class Crew:
         )
 
     def send(self, worker_id: int, job_id: int, attempt: int, parcel: Parcel) -> None:
-        """Put a job into a worker's inbox; a full inbox returns it at once."""
-        if not self._ports[worker_id].send(wire.JOB, attempt, job_id, parcel):
-            self.events.append(ev.JobsReturned(worker_id, [job_id]))
+        """Put a job into a worker's inbox, with the others of this turn; a full inbox returns it."""
+        port = self._ports[worker_id]
+        refused = port.send(attempt, job_id, parcel)
+        self._unflushed[worker_id] = port
+        if refused:
+            self.events.append(ev.JobsReturned(worker_id, refused))
+
+    def flush(self) -> None:
+        """Send what is in the inboxes' next messages."""
+        for worker_id, port in self._unflushed.items():
+            refused = port.flush()
+            if refused:
+                self.events.append(ev.JobsReturned(worker_id, refused))
+        self._unflushed.clear()
 
     def log_to(self, worker_id: int, path: str) -> None:
         """The output of the worker's next job goes into this file; inboxes hold one job then."""
@@ -122,7 +135,7 @@ class Crew:
         self.meter.begin(worker_id, self._memory_limit_of(job_id), now)
 
     def take_back(self, worker_id: int) -> None:
-        """Take back what the worker has not read."""
+        """Take back what the worker has not begun."""
         port = self._ports.get(worker_id)
         if port is not None:
             self.events.append(ev.JobsReturned(worker_id, port.take_back()))
@@ -169,9 +182,19 @@ class Crew:
     # -- what happens
 
     def drain(self, port: Port) -> None:
-        """Read a worker's channel dry."""
-        while self._listen(port):
-            pass
+        """Read a worker's channel dry, and what it has finished and not sent."""
+        try:
+            for _ in range(_MOST_LOOKS):
+                while self._listen(port):
+                    pass
+                held = port.reports.held()
+                if held is not None:
+                    for report in held:
+                        self._on_report(port, report)
+                    return
+            raise wire.ProtocolError("the worker never stops sending what it wrote down")
+        except wire.ProtocolError as error:
+            self.events.append(ev.ChannelBroken(port.worker_id, str(error)))
 
     def _listen(self, port: Port) -> bool:
         """Read once, so that a worker that never stops writing delays nobody. False where nothing is left to read."""
@@ -198,6 +221,7 @@ class Crew:
         worker_id = port.worker_id
         if report.kind == wire.RESULT:
             begun_at, ended_at, flags = report.begun_at, report.ended_at, report.flags
+            port.heard(report.job_id)
             if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
                 msg = f"the worker reported a job from {begun_at} to {ended_at}"
                 raise wire.ProtocolError(msg)
@@ -309,6 +333,7 @@ class Crew:
         return self._oom_kills > before
 
     def _forget(self, port: Port) -> None:
+        self._unflushed.pop(port.worker_id, None)
         self._selector_forget(port.outbox.fileno())
         self._selector_forget(port.output.fd)
         self.meter.remove(port.worker_id)

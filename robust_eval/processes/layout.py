@@ -1,18 +1,21 @@
 """What supervisor, template and worker agree on: the shared pages, the signals, an exit code.
 
-The stamps are one page a worker, mapped by it and by the supervisor; behind the page, in the same memfd, is where the
-worker's faulthandler writes. The ledger is one byte a job, mapped by all and by the driver: it says which jobs had
+The stamps are a page of numbers for each worker, mapped by it and by the supervisor; behind it, in the same memfd, lie
+the results that the worker has not sent yet and then the place where its faulthandler writes. The ledger is one byte a job, mapped by all and by the driver: it says which jobs had
 begun when a supervisor died.
 """
 
 import signal
 import struct
 
-NUMBER = struct.Struct("<Q")
-INSTANT = struct.Struct("<d")
+NUMBER = struct.Struct("=Q")
+INSTANT = struct.Struct("=d")
 BEGUN_AT, STOP_AT, LOST_AT, READ_AT, READING_AT = 8, 16, 24, 32, 40
 SENT_AT, HEARD_AT, HEARING_AT = 48, 56, 64
-STAMP_BYTES = 4096
+HELD_FIRST_AT, HELD_BYTES_AT = 72, 80
+HELD_AT = 4096
+HELD_BYTES = 1 << 15
+STAMP_BYTES = HELD_AT + HELD_BYTES
 STACK_BYTES = 1 << 18
 LEDGER_BYTES = 1 << 28
 LEDGER_OVER = 0x80

@@ -18,6 +18,7 @@ MISSING = -1
 _OUT_OF_BAND_BYTES = 1 << 16
 _ALIGN = 64
 _PLAIN, _BUFFERS = b"P", b"B"
+_PLAIN_BYTE = _PLAIN[0]
 _STACK_GLOBAL = 0x93
 _COUNT = struct.Struct("<I")
 
@@ -39,6 +40,7 @@ def pack(obj: Any) -> Parcel:
     Raises:
         Exception: whatever the object's own reduction raises; `pickle.PicklingError` and `TypeError` are usual.
     """
+    found: list[pickle.PickleBuffer] = []
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -49,7 +51,9 @@ def pack(obj: Any) -> Parcel:
         return False
 
     try:
-        data = pickle.dumps(obj, 5, buffer_callback=keep)
+        data = pickle.dumps(obj, 5, buffer_callback=found.append)
+        if found:  # rare, and nothing of the buffers was copied yet
+            data = pickle.dumps(obj, 5, buffer_callback=keep)
         by_value = b"__main__" in data
     except Exception:  # noqa: BLE001 - user reductions raise anything; cloudpickle decides whether it can be done
         by_value = True
@@ -135,6 +139,8 @@ def kept_open(memory: Memory) -> Landed:
 
 def open_parcel(parcel: Landed) -> memoryview:
     """The same, and the memfd is closed: the mapping keeps what it holds."""
+    if isinstance(parcel, bytes):
+        return memoryview(parcel)
     try:
         return view(parcel)
     finally:
@@ -144,7 +150,7 @@ def open_parcel(parcel: Landed) -> memoryview:
 def unpack(content: memoryview | bytes) -> Any:
     """The object in a parcel. Runs the code of whoever made it: never call this in the supervisor."""
     content = memoryview(content)
-    if content[:1] == _PLAIN:
+    if content[0] == _PLAIN_BYTE:
         return pickle.loads(content[1:])
     if content.readonly:  # bytes: an array that was writable where it came from is so here
         content = memoryview(bytearray(content))

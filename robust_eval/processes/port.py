@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 import socket
+from collections import deque
 from typing import NamedTuple
 
 from robust_eval.processes import system, wire
@@ -19,12 +20,14 @@ from robust_eval.processes.layout import (
     STOP_AT,
 )
 from robust_eval.processes.output import Output
-from robust_eval.processes.parcel import Memory, Parcel, discard
+from robust_eval.processes.parcel import Memory, Parcel
 
 _MARKER_BYTES = 16
 _STACK_PIECE_BYTES = 1 << 13
 _INBOX_BYTES = 1 << 22
 _DONT_WAIT = socket.MSG_DONTWAIT
+_MOST_CLAIMS = 1 << 12
+_ENDED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 
 class Finished(NamedTuple):
@@ -58,9 +61,15 @@ class Port:
         self.doomed = False
         self.peak_bytes = 0
         self.marker = os.urandom(_MARKER_BYTES)
-        self._inbox, self._unread = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
+        self._inbox, inbox = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
         self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INBOX_BYTES)
         self.outbox, outbox = socket.socketpair()
+        self._claims = outbox.dup()
+        self._turn = 0
+        self._sent: deque[int] = deque()
+        self._next: list[bytes] = []
+        self._next_ids: list[int] = []
+        self._next_bytes = 0
         self.outbox.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._page_fd = system.memory_file(STAMP_BYTES + STACK_BYTES)
         os.lseek(self._page_fd, STAMP_BYTES, os.SEEK_SET)
@@ -69,45 +78,85 @@ class Port:
         output, output_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(output_end, True)
         self.output = Output(output, self.marker, self._stamps)
-        shared = (self._unread.fileno(), self.outbox.fileno(), self._page_fd)
-        unread, heard, page = (os.dup(fd) for fd in shared)
-        self.child_fds = [unread, outbox.detach(), heard, output_end, page]
+        heard, page = os.dup(self.outbox.fileno()), os.dup(self._page_fd)
+        self.child_fds = [inbox.detach(), outbox.detach(), heard, output_end, page]
 
     # -- the inbox
 
     def assign(self, settings: bytes) -> None:
         """Give the worker its slot."""
-        self.send(wire.ASSIGN, 0, 0, settings)
+        self._push([wire.packet_header(wire.ASSIGN, 0, 0, len(settings), 0), settings], [])
 
-    def send(self, kind: int, attempt: int, job_id: int, parcel: Parcel) -> bool:
-        """Put a packet into the inbox. False when it is full."""
+    def send(self, attempt: int, job_id: int, parcel: Parcel) -> list[int]:
+        """Give the worker a job with the next message, see `flush`; one in shared memory goes at once.
+
+        Returns:
+            The jobs that found no room.
+        """
+        if isinstance(parcel, Memory):
+            refused = self.flush()
+            header = wire.packet_header(wire.JOB_IN_MEMORY, attempt, self._turn, parcel.size, job_id)
+            return refused + self._offer([header], [job_id], [parcel.fd])
+        refused = self.flush() if self._next_bytes + len(parcel) > wire.MESSAGE_BYTES else []
+        self._next += (wire.packet_header(wire.JOB, attempt, self._turn, len(parcel), job_id), parcel)
+        self._next_ids.append(job_id)
+        self._next_bytes += len(parcel) + wire.PACKET_HEADER_BYTES
+        return refused
+
+    @property
+    def due(self) -> bool:
+        """Whether there is anything to flush."""
+        return bool(self._next)
+
+    def flush(self) -> list[int]:
+        """Send the jobs that have gathered. Returns those that found no room."""
+        if not self._next:
+            return []
+        packets, job_ids = self._next, self._next_ids
+        self._next, self._next_ids, self._next_bytes = [], [], 0
+        return self._offer(packets, job_ids, [])
+
+    def _offer(self, packets: list[bytes], job_ids: list[int], fds: list[int]) -> list[int]:
+        """Send a message, and before it the claims of its jobs: a worker that has read it looks for them at once."""
+        with contextlib.suppress(OSError):  # a job filled or shut the stream: the worker finds no claim, and ends
+            self.outbox.send(wire.CLAIMS[self._turn] * len(job_ids), _DONT_WAIT)
+        if self._push(packets, fds):
+            self._sent.extend(job_ids)
+            return []
+        self._unclaim(len(job_ids))
+        return job_ids
+
+    def _push(self, packets: list[bytes], fds: list[int]) -> bool:
+        """Send one message. False when the inbox is full; that its end is closed, the death of the worker will tell."""
         try:
-            if isinstance(parcel, Memory):
-                header = wire.packet_header(wire.JOB_IN_MEMORY, attempt, parcel.size, job_id)
-                self._inbox.sendmsg([header], wire.rights([parcel.fd]), _DONT_WAIT)
-            else:
-                header = wire.packet_header(kind, attempt, len(parcel), job_id)
-                self._inbox.send(header + parcel, _DONT_WAIT)
+            self._inbox.sendmsg([b"".join(packets)], wire.rights(fds), _DONT_WAIT)
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}:
+            if error.errno not in _ENDED:
                 raise
         return True
 
+    def _unclaim(self, count: int) -> int:
+        """Take so many claims back, or all that are left. What the worker took first is its own: the kernel sees to it."""
+        try:
+            return self._claims.recv(count, _DONT_WAIT).count(wire.CLAIMS[self._turn])
+        except OSError:
+            return 0
+
+    def heard(self, job_id: int) -> None:
+        """The worker has reported this job."""
+        if self._sent and self._sent[0] == job_id:
+            self._sent.popleft()
+
     def take_back(self) -> list[int]:
-        """Remove what the worker has not read. Each packet has exactly one reader: the kernel sees to that."""
-        job_ids: list[int] = []
-        while True:
-            try:
-                packet = wire.receive_packet(self._unread, _DONT_WAIT)
-            except (BlockingIOError, OSError):
-                return job_ids
-            if packet is None:
-                return job_ids
-            discard(packet.payload)
-            if packet.kind == wire.JOB:
-                job_ids.append(packet.job_id)
+        """The jobs that the worker has not begun, which it now cannot begin any more."""
+        unsent, self._next, self._next_ids, self._next_bytes = self._next_ids, [], [], 0
+        count = min(self._unclaim(_MOST_CLAIMS), len(self._sent))
+        if not count:
+            return unsent
+        self._turn ^= 1
+        return [self._sent.pop() for _ in range(count)][::-1] + unsent
 
     # -- the shared page
 
@@ -166,7 +215,7 @@ class Port:
         """Close everything, once."""
         self.hand_over()
         self._inbox.close()
-        self._unread.close()
+        self._claims.close()
         self.reports.close()
         self.output.close()
         self._stamps.close()

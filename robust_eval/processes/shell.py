@@ -116,6 +116,7 @@ class Shell:
             self._events.clear()
             for action in self._core.handle(events, now):
                 self._PERFORM[type(action)](self, action)
+            self._crew.flush()
             if not self._events:
                 self._crew.measure(self._running, now)
             if not self._events:

@@ -5,6 +5,7 @@ import os
 import sys
 
 from robust_eval.processes import loading, system
+from robust_eval.processes.hygiene import Calls
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, run_worker
 
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> None:
     bundle_fd, init_fd, fds = int(argv[0]), int(argv[1]), json.loads(argv[2])
     init = json.loads(system.content_of(init_fd))
     os.close(init_fd)
+    calls = Calls().listen()
     version, sys.argv = init["version"], init["sys_argv"]
 
     def load() -> Bundle:
@@ -27,4 +29,4 @@ def main(argv: list[str]) -> None:
         loading.share_main(bundle)
         return bundle
 
-    os._exit(run_worker(fds, load, Streams()))
+    os._exit(run_worker(fds, load, Streams(), calls))

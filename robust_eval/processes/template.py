@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.hygiene import Calls
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, high, run_worker
 
@@ -45,6 +46,7 @@ class Template:
         self._load: Callable[[], Bundle]
         self._argv: list[str] = []
         self._streams = Streams()
+        self._calls = Calls().listen()
         self._handlers: dict[int, Any] = {}
 
     def run(self) -> None:
@@ -131,7 +133,7 @@ class Template:
             self._selector.close()
             self._undertaker.forget()
             self._control.close()
-            code = run_worker(fds, self._load, self._streams)
+            code = run_worker(fds, self._load, self._streams, self._calls)
         except BaseException:  # noqa: BLE001 - a forked child must not return into the template
             sys.excepthook(*sys.exc_info())
         finally:

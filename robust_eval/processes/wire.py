@@ -1,7 +1,8 @@
 """Frames <-> bytes on the four kinds of channel.
 
 - driver <-> supervisor, a stream: length, marshal. Both ends are ours and of one interpreter.
-- supervisor -> worker, packets: one job a packet, so that the supervisor can take back exactly what was not read.
+- supervisor -> worker, messages of packets, one a job. A job may begin only with its claim, one byte of a stream beside
+  the inbox: whoever takes that byte, the worker or the supervisor that wants the job back, has the job.
 - supervisor <-> template, packets of fixed fields: the user's modules are loaded there, so no decoder with an opinion.
 - worker -> supervisor, a stream: a fixed header and an opaque payload. The worker runs the user's code, so nothing of
   it is trusted: a header that is not exactly right is a `ProtocolError`, and no decoder with an opinion runs here.
@@ -18,7 +19,15 @@ from mmap import mmap
 from typing import Any, NamedTuple
 
 from robust_eval.errors import RobustEvalError
-from robust_eval.processes.layout import HEARD_AT, HEARING_AT, NUMBER
+from robust_eval.processes.layout import (
+    HEARD_AT,
+    HEARING_AT,
+    HELD_AT,
+    HELD_BYTES,
+    HELD_BYTES_AT,
+    HELD_FIRST_AT,
+    NUMBER,
+)
 from robust_eval.processes.parcel import MISSING, Memory, Parcel
 
 MARSHAL_VERSION = 4
@@ -132,35 +141,50 @@ def unportable(value: bytes | int, fds: deque[int | None]) -> Parcel:
 
 # -- supervisor -> worker
 
-_PACKET = struct.Struct("<BBxxIQ")
+_PACKET = struct.Struct("<BBHIQ")
 PACKET_HEADER_BYTES = _PACKET.size
 PACKET_BYTES = 1 << 17
+MESSAGE_BYTES = 1 << 15
 ASSIGN, JOB, JOB_IN_MEMORY = 1, 2, 3
+CLAIMS = (b"\xf6", b"\xf7")
 
 
 class Packet(NamedTuple):
-    """One packet of an inbox: what it is, the attempt, the job's id, and the payload."""
+    """One packet of an inbox: what it is, the attempt, the turn that its claim belongs to, the job's id, the payload."""
 
     kind: int
     attempt: int
+    turn: int
     job_id: int
     payload: Parcel
 
 
-def packet_header(kind: int, attempt: int, size: int, job_id: int) -> bytes:
+def packet_header(kind: int, attempt: int, turn: int, size: int, job_id: int) -> bytes:
     """The head of a packet."""
-    return _PACKET.pack(kind, min(attempt, 255), size, job_id)
+    return _PACKET.pack(kind, min(attempt, 255), turn, size, job_id)
 
 
-def receive_packet(sock: socket.socket, flags: int = 0) -> Packet | None:
-    """Receive one packet; None at end-of-file."""
-    data, ancillary, _, _ = sock.recvmsg(PACKET_BYTES + PACKET_HEADER_BYTES, _ONE_FD_BYTES, flags)
-    if not data:
-        return None
-    kind, attempt, size, job_id = _PACKET.unpack_from(data)
-    if kind == JOB_IN_MEMORY:
-        return Packet(JOB, attempt, job_id, Memory(descriptors(ancillary)[0], size))
-    return Packet(kind, attempt, job_id, data[PACKET_HEADER_BYTES:])
+class Inbox:
+    """The worker's end: splits messages into packets. A payload in shared memory has a message of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray(PACKET_BYTES + PACKET_HEADER_BYTES)
+        self._view = memoryview(self._buffer)
+
+    def read(self, flags: int = 0) -> list[Packet]:
+        """Receive one message. Empty at end-of-file. BlockingIOError passes through."""
+        size, ancillary, _, _ = self._sock.recvmsg_into([self._buffer], _ONE_FD_BYTES, flags)
+        packets, position = [], 0
+        while position < size:
+            kind, attempt, turn, length, job_id = _PACKET.unpack_from(self._buffer, position)
+            position += PACKET_HEADER_BYTES
+            if kind == JOB_IN_MEMORY:
+                memory = Memory(descriptors(ancillary)[0], length)
+                return [Packet(JOB, attempt, turn, job_id, memory)]
+            packets.append(Packet(kind, attempt, turn, job_id, bytes(self._view[position : position + length])))
+            position += length
+        return packets
 
 
 # -- supervisor <-> template
@@ -249,6 +273,9 @@ def report_header(  # noqa: PLR0917 - once a job: names would cost more than the
 class Reports:
     """Splits what a worker sends, trusting nothing.
 
+    Results of short jobs lie in the shared page until the worker sends several at once. They may be read there, at any
+    time: results are counted, and what is read a second time, from the channel, is passed over.
+
     Args:
         sock: the stream. The worker holds it too, so that a job may make it one that blocks; nothing here waits for it.
         stamps: the page shared with the worker, which learns from it how much was read: with what still lies in the
@@ -261,16 +288,19 @@ class Reports:
         self._heard_bytes = 0
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
+        self._sent_count = 0
+        self._taken_count = 0
 
     def read(self) -> bool:
         """Receive once. False at end-of-file. BlockingIOError passes through."""
-        self._stamps[HEARING_AT] = 1
+        stamps = self._stamps
+        stamps[HEARING_AT] = 1
         try:
             data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
             self._heard_bytes += len(data)
-            NUMBER.pack_into(self._stamps, HEARD_AT, self._heard_bytes)
+            NUMBER.pack_into(stamps, HEARD_AT, self._heard_bytes)
         finally:
-            self._stamps[HEARING_AT] = 0
+            stamps[HEARING_AT] = 0
         if ancillary:
             self._fds.extend(descriptors(ancillary))
         self._buffer += data
@@ -285,25 +315,68 @@ class Reports:
         buffer, position = self._buffer, 0
         try:
             while len(buffer) - position >= HEADER_BYTES:
-                magic, kind, flags, size, job_id, begun_at, ended_at, peak = _HEADER.unpack_from(buffer, position)
-                start = position + HEADER_BYTES
-                in_memory = flags & IN_MEMORY
-                if magic != _MAGIC or not 1 <= kind <= RECORD or flags >> _KIND_SHIFT >= len(KINDS):
-                    msg = f"the worker wrote {bytes(buffer[position : position + 16])!r} where a report was due"
-                    raise ProtocolError(msg)
-                if in_memory and not (kind == RESULT and self._fds):
-                    msg = "the worker announced a result in shared memory and sent none"
-                    raise ProtocolError(msg)
-                if not in_memory and size > _MOST_BYTES:
-                    msg = f"the worker announced {size} bytes; more than {_MOST_BYTES} travel in shared memory only"
-                    raise ProtocolError(msg)
-                if not in_memory and len(buffer) - start < size:
+                report, end = self._parse(buffer, position)
+                if report is None:
                     break
-                payload = Memory(self._fds.popleft(), size) if in_memory else bytes(buffer[start : start + size])
-                position = start if in_memory else start + size
-                yield Report(kind, flags, job_id, begun_at, ended_at, peak, payload)
+                position = end
+                if report.kind == RESULT:
+                    self._sent_count += 1
+                    if self._sent_count <= self._taken_count:
+                        continue
+                    self._taken_count = self._sent_count
+                yield report
         finally:
             del buffer[:position]
+
+    def held(self) -> list[Report] | None:
+        """The results that the worker has written down and not sent, in so far as they are new. Read the channel first.
+
+        Returns:
+            None where the worker was just sending them: then they are in the channel.
+
+        Raises:
+            ProtocolError: something in between is not a result.
+        """
+        stamps = self._stamps
+        (first,) = NUMBER.unpack_from(stamps, HELD_FIRST_AT)
+        (size,) = NUMBER.unpack_from(stamps, HELD_BYTES_AT)
+        if not size:
+            return []
+        content = bytearray(stamps[HELD_AT : HELD_AT + min(size, HELD_BYTES)])
+        if NUMBER.unpack_from(stamps, HELD_FIRST_AT)[0] != first or first > self._taken_count:
+            return None
+        reports, position = [], 0
+        while position < len(content):
+            report, position = self._parse(content, position)
+            if report is None or report.kind != RESULT:
+                msg = "what the worker wrote down to be sent is no result"
+                raise ProtocolError(msg)
+            reports.append(report)
+        new = reports[max(0, self._taken_count - first) :]
+        self._taken_count = max(self._taken_count, first + len(reports))
+        return new
+
+    def _parse(self, buffer: bytearray, position: int) -> tuple[Report | None, int]:
+        """The report that begins here and where it ends; None where it is not whole."""
+        if len(buffer) - position < HEADER_BYTES:
+            return None, len(buffer)
+        magic, kind, flags, size, job_id, begun_at, ended_at, peak = _HEADER.unpack_from(buffer, position)
+        start = position + HEADER_BYTES
+        in_memory = flags & IN_MEMORY
+        if magic != _MAGIC or not 1 <= kind <= RECORD or flags >> _KIND_SHIFT >= len(KINDS):
+            msg = f"the worker wrote {bytes(buffer[position : position + 16])!r} where a report was due"
+            raise ProtocolError(msg)
+        if in_memory and not (kind == RESULT and self._fds):
+            msg = "the worker announced a result in shared memory and sent none"
+            raise ProtocolError(msg)
+        if not in_memory and size > _MOST_BYTES:
+            msg = f"the worker announced {size} bytes; more than {_MOST_BYTES} travel in shared memory only"
+            raise ProtocolError(msg)
+        if not in_memory and len(buffer) - start < size:
+            return None, len(buffer)
+        payload = Memory(self._fds.popleft(), size) if in_memory else bytes(buffer[start : start + size])
+        end = start if in_memory else start + size
+        return Report(kind, flags, job_id, begun_at, ended_at, peak, payload), end
 
     def close(self) -> None:
         """Close the descriptors that nobody took, and the channel."""

@@ -25,14 +25,17 @@ from robust_eval.errors import JobStop
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
-from robust_eval.processes.hygiene import Baseline, Builtins, Randomness
+from robust_eval.processes.hygiene import Baseline, Builtins, Calls, Randomness
 from robust_eval.processes.layout import (
     BEGUN_AT,
     CHANNEL_LOST_CODE,
     DUMP_SIGNAL,
     HEARD_AT,
     HEARING_AT,
-    INSTANT,
+    HELD_AT,
+    HELD_BYTES,
+    HELD_BYTES_AT,
+    HELD_FIRST_AT,
     LEDGER_BYTES,
     LEDGER_OVER,
     LOST_AT,
@@ -58,6 +61,10 @@ from robust_eval.processes.parcel import (
 from robust_eval.processes.streams import Streams
 
 _LONG_JOB_S = 0.001
+_HOLD_S = 0.002
+_MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
+# Where in the page of numbers and instants
+_BEGUN, _SENT, _HELD_FIRST, _HELD_BYTES = BEGUN_AT // 8, SENT_AT // 8, HELD_FIRST_AT // 8, HELD_BYTES_AT // 8
 _HIGH_FD = 960
 _MOST_LOOKS = 1000  # at an instant in which the supervisor does not just read
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -90,17 +97,28 @@ class Worker:
             numbers.
         load: makes the bundle; called when the worker takes its slot.
         streams: become the standard streams.
+        calls: as they were heard of since before the user's modules were loaded.
     """
 
-    def __init__(self, fds: list[int], load: Callable[[], Bundle], streams: Streams) -> None:
+    def __init__(self, fds: list[int], load: Callable[[], Bundle], streams: Streams, calls: Calls | None) -> None:
         inbox, outbox, self._far_end, output, stamps, ledger = (high(fd) for fd in fds)
-        self._inbox = socket.socket(fileno=inbox)
+        self._inbox_sock = socket.socket(fileno=inbox)
+        self._inbox = wire.Inbox(self._inbox_sock)
+        self._claim = b""
+        self._held_bytes = self._held_count = self._sent_count = 0
+        self._held_since = 0.0
         self._outbox = socket.socket(fileno=outbox)
         self._stack_fd = stamps
         self._stamps = mmap.mmap(stamps, STAMP_BYTES)
+        self._numbers = memoryview(self._stamps).cast("Q")
+        self._instants = memoryview(self._stamps).cast("d")
+        self._written = Written(self._far_end, self._numbers, HEARD_AT // 8, HEARING_AT // 8)
+        self._printed_bytes = Written(output, self._numbers, READ_AT // 8, READING_AT // 8)
+        self._peak_bytes = 0
         self._ledger = mmap.mmap(ledger, LEDGER_BYTES)
         os.close(ledger)
         self._load = load
+        self._calls = calls
         self._pid = os.getpid()
         self._job_id = 0
         self._in_user_code = False
@@ -117,25 +135,51 @@ class Worker:
 
     def serve(self) -> None:
         """Take the slot, then run jobs until the inbox ends or the worker must not begin another one."""
-        packet = wire.receive_packet(self._inbox)
-        if packet is None or not isinstance(packet.payload, bytes):
+        assigned = self._inbox.read()
+        if not assigned or not isinstance(assigned[0].payload, bytes):
             return
-        settings = marshal.loads(packet.payload)
+        settings = marshal.loads(assigned[0].payload)
         self._marker = settings["marker"]
         bundle = self._start(settings)
         if bundle is None:
             return
         tasks_left = settings["max_tasks_per_child"]
         if tasks_left != 1:  # else there is no next job that could meet anything
-            self._baseline = Baseline(self._builtins)
+            self._baseline = Baseline(self._builtins, self._calls)
         self._helpers = children()
         self._reset_peak()
-        self._output_level = self._measure_output()
+        self._output_level = self._printed_bytes.count()
         self._send(wire.READY)
-        goes_on = True
-        while goes_on and (packet := wire.receive_packet(self._inbox)) is not None:
-            tasks_left = None if tasks_left is None else tasks_left - 1
-            goes_on = self._work(packet, bundle.runner, last=tasks_left == 0)
+        while packets := self._inbox.read():
+            for index, packet in enumerate(packets, 1):
+                if not self._may_begin(packet):
+                    discard(packet.payload)
+                    continue
+                tasks_left = None if tasks_left is None else tasks_left - 1
+                if not self._work(packet, bundle.runner, more=index < len(packets), last=tasks_left == 0):
+                    return
+            self._send_held()
+
+    def _may_begin(self, packet: wire.Packet) -> bool:
+        """Take the claim of a job. False where the supervisor was first: another worker has the job.
+
+        A claim of the other turn is that of a job which was sent later; it is kept for that.
+        """
+        claim = self._claim
+        if not claim:
+            try:
+                claim = self._outbox.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._give_up()
+        if claim == wire.CLAIMS[packet.turn]:
+            self._claim = b""
+            return True
+        if claim not in wire.CLAIMS:
+            self._give_up()
+        self._claim = claim
+        return False
 
     def _start(self, settings: dict[str, Any]) -> Bundle | None:
         """Environment, signals, seeds, function, initializer. None after a failure, which is reported."""
@@ -151,19 +195,26 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - the user's initializer and imports raise anything
             text = traceback_text(error, unwind=1)
             self.flush()
-            self._send(wire.START_FAILED, parcel=text.encode(errors="backslashreplace"))
+            self._send(wire.START_FAILED, text.encode(errors="backslashreplace"))
             return None
         self.flush()
         return bundle
 
     # -- one job
 
-    def _work(self, packet: wire.Packet, runner: Callable[..., Any], *, last: bool) -> bool:
-        """Run one job and report it. False when the worker must not begin another one."""
+    def _work(self, packet: wire.Packet, runner: Callable[..., Any], *, more: bool, last: bool) -> bool:
+        """Run one job and report it. False when the worker must not begin another one.
+
+        Args:
+            packet: the job.
+            runner: runs it.
+            more: whether others wait in this process, so that a small result may be held for a moment.
+            last: whether the worker is replaced after this one.
+        """
         job_id = self._job_id = packet.job_id
         begun_at = monotonic()
-        INSTANT.pack_into(self._stamps, BEGUN_AT, begun_at)
-        NUMBER.pack_into(self._stamps, 0, job_id + 1)
+        self._instants[_BEGUN] = begun_at
+        self._numbers[0] = job_id + 1
         self._ledger[job_id % LEDGER_BYTES] = min(packet.attempt, LEDGER_OVER - 1)
         if self._begun_log >= 0:
             note_begun(self._begun_log, job_id)
@@ -173,15 +224,18 @@ class Worker:
         if self._is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
-        left = bool(children() - self._helpers)
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+        living = children()
+        left = bool(living) and bool(living - self._helpers)
         ended_at = monotonic()
+        if ended_at - begun_at > _MEASURED_S:
+            self._peak_bytes = _peak_bytes()
         was_long = ended_at - begun_at > _LONG_JOB_S
         # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
         left = left or (was_long and not system.adopts_orphans())
         leaving = last or (self._baseline is not None and self._baseline.is_changed(thoroughly=was_long))
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
-        self._send(wire.RESULT, (flags, failure), parcel, job_id, (begun_at, ended_at, peak_bytes))
+        held = more and not (left or leaving)
+        self._report((flags, failure), parcel, (begun_at, ended_at, self._peak_bytes), held=held)
         if left:
             _wait_for_the_end()
         if leaving:
@@ -230,11 +284,11 @@ class Worker:
 
     def record(self, value: Any) -> None:
         """Send an intermediate value to the driver now; it is kept even if the job is then killed."""
-        self._send(wire.RECORD, parcel=pack_plain(value), job_id=self._job_id)
+        self._send(wire.RECORD, pack_plain(value), self._job_id)
 
     def stop_requested(self) -> bool:
         """Whether the supervisor has asked this job to stop."""
-        return bool(NUMBER.unpack_from(self._stamps, STOP_AT)[0] == self._job_id + 1)
+        return bool(self._numbers[STOP_AT // 8] == self._job_id + 1)
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         if self._in_user_code and self.stop_requested():
@@ -243,42 +297,71 @@ class Worker:
 
     # -- what goes out
 
-    def _send(
-        self,
-        kind: int,
-        status: tuple[int, int] = (0, 0),
-        parcel: Parcel = b"",
-        job_id: int = 0,
-        measures: tuple[float, float, int] = (0.0, 0.0, 0),
-    ) -> None:
-        """Report to the supervisor. A worker whose channel the job closed says so in its stamps and ends.
+    def _send(self, kind: int, parcel: bytes = b"", job_id: int = 0) -> None:
+        """Say something that is no result to the supervisor."""
+        header = wire.report_header(kind, 0, 0, len(parcel), job_id, (0.0, 0.0, 0))
+        self._write(header + parcel, [])
+
+    def _report(self, status: tuple[int, int], parcel: Parcel, measures: tuple[float, float, int], *, held: bool) -> None:
+        """Report what came of the job, at once or, for a moment at most, held with the results of the next ones.
+
+        What is held lies in the shared page, where the supervisor finds it whatever becomes of this process.
 
         Args:
-            kind: of the report.
-            status: its flags, and the failure as an index into `wire.KINDS`.
-            parcel: its payload.
-            job_id: the job that it is about.
+            status: flags, and the failure as an index into `wire.KINDS`.
+            parcel: the payload.
             measures: begin and end in monotonic seconds, peak in bytes.
+            held: whether the result may wait.
         """
-        flags, failure = status
+        if isinstance(parcel, Memory):
+            flags, failure = status
+            header = wire.report_header(
+                wire.RESULT, flags | wire.IN_MEMORY, failure, parcel.size, self._job_id, measures
+            )
+            self._send_held(header, [parcel.fd])
+            discard(parcel)
+            return
+        frame = wire.report_header(wire.RESULT, *status, len(parcel), self._job_id, measures) + parcel
+        ended_at, end = measures[1], self._held_bytes + len(frame)
+        if not self._held_bytes:
+            self._held_since = ended_at
+        if not held or end > HELD_BYTES or ended_at - self._held_since > _HOLD_S:
+            self._send_held(frame)
+            return
+        self._stamps[HELD_AT + self._held_bytes : HELD_AT + end] = frame
+        self._held_bytes = end
+        self._held_count += 1
+        self._numbers[_HELD_BYTES] = end
+
+    def _send_held(self, frame: bytes = b"", fds: "list[int] | None" = None) -> None:
+        """Send the results that are held and, behind them, this one."""
+        size = self._held_bytes
+        if size:
+            frame = self._stamps[HELD_AT : HELD_AT + size] + frame
+        if not frame:
+            return
+        self._write(frame, fds or [])
+        if size:
+            self._numbers[_HELD_BYTES] = 0
+        self._sent_count += self._held_count + (len(frame) > size)
+        self._held_bytes = self._held_count = 0
+        self._numbers[_HELD_FIRST] = self._sent_count
+
+    def _write(self, frame: bytes, fds: list[int]) -> None:
+        """Write into the channel. A worker whose channel the job closed says so in its stamps and ends."""
         try:
             with self._sending:
-                if isinstance(parcel, Memory):
-                    header = wire.report_header(kind, flags | wire.IN_MEMORY, failure, parcel.size, job_id, measures)
-                    self._count(len(header))
-                    self._outbox.sendmsg([header], wire.rights([parcel.fd]))
-                    discard(parcel)
-                else:
-                    header = wire.report_header(kind, flags, failure, len(parcel), job_id, measures)
-                    self._count(len(header) + len(parcel))
-                    self._outbox.sendall(header + parcel)
+                self._count(len(frame))
+                if fds:
+                    sent = self._outbox.sendmsg([frame], wire.rights(fds))
+                    frame = frame[sent:]
+                self._outbox.sendall(frame)
         except OSError:
             self._give_up()
 
     def _count(self, size: int) -> None:
         """Note how much was sent, in the shared page: a forked child of the job may record values, too."""
-        (sent,) = NUMBER.unpack_from(self._stamps, SENT_AT)
-        NUMBER.pack_into(self._stamps, SENT_AT, sent + size)
+        self._numbers[_SENT] += size
 
     def _is_written_by_others(self) -> bool:
         """Whether there is more in the channel than was sent: the job wrote into it, and is to blame for that.
@@ -286,9 +369,9 @@ class Worker:
         The supervisor would find out as well, but only once further jobs of the inbox had run, whose reports it
         could no longer tell from the rubbish.
         """
-        (sent,) = NUMBER.unpack_from(self._stamps, SENT_AT)
+        sent = self._numbers[_SENT]
         for _ in range(_MOST_LOOKS):
-            written = _ever_written(self._far_end, self._stamps, HEARD_AT, HEARING_AT)
+            written = self._written.count()
             if written is not None:
                 return bool(written != sent)
         return False
@@ -305,7 +388,7 @@ class Worker:
     def _printed(self, job_id: int) -> bool:
         """Flush what the job printed, and mark its end in the output if there is any."""
         self.flush()
-        level = self._measure_output()
+        level = self._printed_bytes.count()
         if level is not None and level == self._output_level:
             return False
         mark = self._marker + NUMBER.pack(job_id)
@@ -316,28 +399,46 @@ class Worker:
         self._output_level = None if level is None else level + len(mark)
         return True
 
-    def _measure_output(self) -> int | None:
-        """How many bytes were ever written into the output, by whatever means; None while it is being read."""
-        return _ever_written(self._output, self._stamps, READ_AT, READING_AT)
-
     def _reset_peak(self) -> None:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
         with contextlib.suppress(OSError):
             os.write(self._clear_refs, b"5")
 
 
-def _ever_written(fd: int, stamps: mmap.mmap, read_at: int, reading_at: int) -> int | None:
-    """How many bytes went into a channel; None where it is closed, or while the supervisor reads from it."""
-    waiting = bytearray(4)
-    before: int = NUMBER.unpack_from(stamps, read_at)[0]
-    busy = stamps[reading_at]
-    try:
-        fcntl.ioctl(fd, termios.FIONREAD, waiting)
-    except OSError:
-        return None
-    if busy or stamps[reading_at] or NUMBER.unpack_from(stamps, read_at)[0] != before:
-        return None
-    return before + int.from_bytes(waiting, sys.byteorder)
+class Written:
+    """How many bytes were ever written into a channel, by whatever means.
+
+    Args:
+        fd: an end of it.
+        numbers: of the page shared with the supervisor, which notes there how much it has read.
+        read: the place of that number.
+        reading: that of another one, which is not 0 while the supervisor reads.
+    """
+
+    def __init__(self, fd: int, numbers: memoryview, read: int, reading: int) -> None:
+        self._fd = fd
+        self._numbers = numbers
+        self._read = read
+        self._reading = reading
+        self._waiting = bytearray(4)
+        self._waiting_bytes = memoryview(self._waiting).cast("i")
+
+    def count(self) -> int | None:
+        """None where the channel is closed, or while the supervisor reads from it."""
+        numbers = self._numbers
+        before: int = numbers[self._read]
+        busy = numbers[self._reading]
+        try:
+            fcntl.ioctl(self._fd, termios.FIONREAD, self._waiting)
+        except OSError:
+            return None
+        if busy or numbers[self._reading] or numbers[self._read] != before:
+            return None
+        return before + self._waiting_bytes[0]
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
 def _open_clear_refs() -> int:
@@ -372,9 +473,9 @@ def _wait_for_the_end() -> None:
         signal.pause()
 
 
-def run_worker(fds: list[int], load: Callable[[], Bundle], streams: Streams) -> int:
+def run_worker(fds: list[int], load: Callable[[], Bundle], streams: Streams, calls: Calls | None = None) -> int:
     """Be a worker until its inbox ends. Returns the exit code."""
-    worker = Worker(fds, load, streams)
+    worker = Worker(fds, load, streams, calls)
     worker.serve()
     worker.flush()
     return 0

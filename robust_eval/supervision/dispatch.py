@@ -13,6 +13,7 @@ from robust_eval.supervision.transitions import WorkerState
 
 _BUSY = WorkerState.BUSY
 _EWMA = 0.1
+_MOST_TIMES = 4.0
 _NEVER = float("inf")
 
 
@@ -36,8 +37,17 @@ class Dispatcher:
         self.mean_s = policy.depth_target_s
 
     def finished(self, duration_s: float) -> None:
-        """Remember how long a job took."""
-        self.mean_s += _EWMA * (duration_s - self.mean_s)
+        """Remember how long a job took.
+
+        One that stands out counts as a few others: on a busy machine a short job is put aside for milliseconds now and
+        then, which says nothing about the next.
+        """
+        mean_s = self.mean_s
+        self.mean_s = mean_s + _EWMA * (min(duration_s, _MOST_TIMES * mean_s) - mean_s)
+
+    def held_up(self) -> None:
+        """Remember that a job is so long that others must not wait for it."""
+        self.mean_s += _EWMA * (self._policy.hold_up_s - self.mean_s)
 
     def go_on(self, worker: WorkerRecord) -> None:
         """Let the worker run the next job of its inbox."""
