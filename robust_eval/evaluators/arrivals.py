@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+
+_HASTE_S: Final = 0.0005
 
 
 class Arrivals(Protocol):
@@ -36,6 +40,25 @@ class Arrivals(Protocol):
         timeout: float | None,  # noqa: ASYNC109  the counterpart of take
     ) -> list[Any]:
         """Do the same in a coroutine, whatever its loop."""
+
+
+@contextmanager
+def _threads_in_haste() -> Iterator[None]:
+    """Within the block, a thread that computes gives way to one that waits for its turn after 0.5 ms instead of 5.
+
+    An outcome passes two threads on its way to whoever gathers, and each would wait those 5 ms for its turn. Of several
+    blocks at once the first one puts the interval back; where somebody else changes it meanwhile, it stays so.
+    """
+    before = sys.getswitchinterval()
+    if before <= _HASTE_S:
+        yield
+        return
+    sys.setswitchinterval(_HASTE_S)
+    try:
+        yield
+    finally:
+        if sys.getswitchinterval() == _HASTE_S:
+            sys.setswitchinterval(before)
 
 
 def _nothing_to_say(_items: Iterable[Any]) -> bool:
@@ -84,7 +107,8 @@ class Mailbox:
             if len(self._items) < minimum:
                 self._wanted = minimum
                 try:
-                    self._arrived.wait_for(lambda: self._wanted == math.inf or len(self._items) >= minimum, timeout)
+                    with _threads_in_haste():
+                        self._arrived.wait_for(lambda: self._wanted == math.inf or len(self._items) >= minimum, timeout)
                 finally:
                     self._wanted = math.inf
             items, self._items = self._items, []

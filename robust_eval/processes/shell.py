@@ -23,6 +23,7 @@ from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
 from robust_eval.processes.link import DriverLink, TemplateLink
 from robust_eval.processes.nursery import Nursery
 from robust_eval.processes.parcel import Parcel, discard, store
+from robust_eval.processes.patience import Patience
 from robust_eval.processes.port import Finished
 from robust_eval.processes.settings import Settings
 from robust_eval.supervision import actions as act
@@ -33,6 +34,7 @@ from robust_eval.supervision.supervisor import Supervisor
 _ORPHANED_S = 1.5
 _LAST_WORDS_S = 5.0
 _RETRY_S = 0.005
+_HOLD_S = 0.005
 
 
 class _Entry(NamedTuple):
@@ -64,6 +66,7 @@ class Shell:
     ) -> None:
         self._driver = driver
         self._selector = selectors.DefaultSelector()
+        self._patience = Patience(self._selector)
         self._ledger = mmap(settings.ledger_fd, LEDGER_BYTES)
         self._cookie = config["cookie"]
         self._jobs: dict[int, _Entry] = {}
@@ -74,6 +77,8 @@ class Shell:
         self._health = Health(monotonic())
         self._finished = False
         self._gone_by: float | None = None
+        self._report_at: float | None = None
+        self._reported_at = monotonic()
         self._selector.register(driver.sock, selectors.EVENT_READ, self._on_driver)
         self._selector.register(driver_exit_fd, selectors.EVENT_READ, self._on_driver_gone)
         self._driver_exit_fd: int | None = driver_exit_fd
@@ -87,7 +92,7 @@ class Shell:
             self._turn()
             if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
                 break
-            for key, _ in self._selector.select(self._wait_s()):
+            for key, _ in self._patience.select(self._wait_s()):
                 key.data()
             if self._driver.blocked:
                 self._driver.drain()
@@ -124,10 +129,23 @@ class Shell:
         self._crew.close_gone()
         while self._crew.notices:
             self._driver.notice(*self._crew.notices.pop(0))
+        self._report()
+
+    def _report(self) -> None:
+        """Send the driver what has gathered: at once, unless it can wait for more of it to come.
+
+        That is where workers have their next jobs already, and nothing failed: nobody waits for the driver's answer.
+        """
+        now = monotonic()
+        if self._core.book.queued and not self._driver.failed and now < self._reported_at + _HOLD_S:
+            self._report_at = self._reported_at + _HOLD_S if self._driver.done else None
+            self._driver.drain()
+            return
+        self._report_at, self._reported_at = None, now
         self._driver.flush()
 
     def _wait_s(self) -> float | None:
-        instants = [self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by]
+        instants = [self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by, self._report_at]
         wait_s = self._crew.wait_s()
         now = monotonic()
         if self._driver.blocked:
