@@ -57,7 +57,7 @@ class Floor:
         }
         argv = loading.command(sys.executable, "template", imports_site=loading.needs_site())
         self.ledger = system.memory_file(LEDGER_BYTES)
-        settings = Settings(argv, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None)
+        settings = Settings(argv, False, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None)
         self.crew = Crew(
             Nursery(settings), settings, self.selector, lambda _: limit, lambda *told: self.records.append(told)
         )
@@ -349,7 +349,7 @@ def test_a_channel_that_fails_is_broken():
             raise ConnectionResetError
 
         port.reports.read = fail
-        floor.crew.drain(port)
+        floor.crew._hearing.drain(port)
         return isinstance(floor.crew.events[-1], ev.ChannelBroken)
 
     assert on_a_floor(test)

@@ -1,11 +1,13 @@
 import asyncio
 import gc
+import sys
 import threading
 import time
 import warnings
 import weakref
 
 import pytest
+from waiting import wait_until
 
 from robust_eval.errors import (
     EvaluatorClosed,
@@ -642,3 +644,29 @@ def test_callbacks_may_submit_and_close():
     busy.evaluator = SerialEvaluator(run, callbacks=[busy])
     busy.evaluator.submit([{"x": 1}])
     assert len(busy.evaluator.gather("BATCH", size=3)) == 3
+
+
+def test_threads_take_turns_more_often_only_while_somebody_gathers():
+    """The interval is what it was afterwards; a smaller one, or one that was set meanwhile, is let be."""
+    box = Mailbox()
+    before = sys.getswitchinterval()
+    seen: list[float] = []
+
+    def put(interval: float | None) -> None:
+        wait_until(lambda: box._wanted == 1)
+        seen.append(sys.getswitchinterval())
+        if interval is not None:
+            sys.setswitchinterval(interval)
+        box.put("item")
+
+    try:
+        for own, meanwhile, after in ((before, None, before), (0.0001, None, 0.0001), (before, 0.003, 0.003)):
+            sys.setswitchinterval(own)
+            thread = threading.Thread(target=put, args=(meanwhile,))
+            thread.start()
+            assert box.take(1, None) == ["item"]
+            thread.join()
+            assert sys.getswitchinterval() == pytest.approx(after)
+    finally:
+        sys.setswitchinterval(before)
+    assert seen == pytest.approx([0.0005, 0.0001, 0.0005])

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Self
 
 import pytest
 from children import end_of
@@ -58,7 +59,7 @@ class Taker:
         except BlockingIOError:
             return b""
 
-    def __enter__(self) -> "Taker":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,7 +68,7 @@ class Taker:
 
 
 def test_what_the_worker_has_not_begun_can_be_taken_back(port: Port):
-    """Exactly that, in order, read or not: what it has the claim of is its own, and what comes later has another one."""
+    """Exactly that, in order, read or not: what it has the claim of is its own; later claims are of another kind."""
     parcel = memory(b"large")
     with Taker(port) as taker:
         port.assign(b"settings")

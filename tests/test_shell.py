@@ -62,6 +62,7 @@ class Raw:
         }
         settings = {
             "argv": loading.command(sys.executable, "template", imports_site=loading.needs_site()),
+            "alike": False,  # a fork of the test runner would not do
             "environment": environment,
             "init": init,
             "worker_env": [],

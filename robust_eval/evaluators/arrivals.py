@@ -54,10 +54,11 @@ def _threads_in_haste() -> Iterator[None]:
         yield
         return
     sys.setswitchinterval(_HASTE_S)
+    ours = sys.getswitchinterval()  # which is rounded
     try:
         yield
     finally:
-        if sys.getswitchinterval() == _HASTE_S:
+        if sys.getswitchinterval() == ours:
             sys.setswitchinterval(before)
 
 

@@ -10,25 +10,23 @@ import os
 import selectors
 import signal
 from collections.abc import Callable
-from math import isfinite
 from time import monotonic
 from typing import Any
 
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.hearing import Hearing
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
 from robust_eval.processes.link import Log, TemplateLink
 from robust_eval.processes.meter import Meter
 from robust_eval.processes.nursery import Nursery
 from robust_eval.processes.output import Output
-from robust_eval.processes.parcel import Parcel, view
-from robust_eval.processes.port import Finished, Port
+from robust_eval.processes.parcel import Parcel
+from robust_eval.processes.port import Port
 from robust_eval.processes.settings import Settings
 from robust_eval.supervision import events as ev
 
 _CLOSE_S = 1.0
-_CLOCK_SLACK_S = 0.001
-_MOST_LOOKS = 1000  # at an instant in which the worker does not just send what it held
 
 
 class Crew:
@@ -55,13 +53,13 @@ class Crew:
         self._settings = settings
         self._selector = selector
         self._memory_limit_of = memory_limit_of
-        self._record = record
         self._nursery = nursery
         self._ports: dict[int, Port] = {}
         self._unflushed: dict[int, Port] = {}
         self._dumped: set[int] = set()
         self._gone: list[Callable[[], None]] = []
         self.meter = Meter()
+        self._hearing = Hearing(self.events, self.notices, self.meter, record, self._selector_forget)
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._oom_kills = system.oom_kills()
 
@@ -87,7 +85,7 @@ class Crew:
             self._unstarted(worker_id, f"no worker can be started: {error}")
             return
         self._ports[worker_id] = port
-        self._register(port.outbox.fileno(), lambda: self._listen(port))
+        self._register(port.outbox.fileno(), lambda: self._hearing.listen(port))
         self._register(port.output.fd, lambda: self._read(port.output))
         self._nursery.order(port)
 
@@ -181,81 +179,18 @@ class Crew:
 
     # -- what happens
 
-    def drain(self, port: Port) -> None:
-        """Read a worker's channel dry, and what it has finished and not sent."""
-        try:
-            for _ in range(_MOST_LOOKS):
-                while self._listen(port):
-                    pass
-                held = port.reports.held()
-                if held is not None:
-                    for report in held:
-                        self._on_report(port, report)
-                    return
-            raise wire.ProtocolError("the worker never stops sending what it wrote down")
-        except wire.ProtocolError as error:
-            self.events.append(ev.ChannelBroken(port.worker_id, str(error)))
-
-    def _listen(self, port: Port) -> bool:
-        """Read once, so that a worker that never stops writing delays nobody. False where nothing is left to read."""
-        try:
-            if port.reports.read():
-                for report in port.reports.reports():
-                    self._on_report(port, report)
-                return True
-            self._selector_forget(port.outbox.fileno())
-        except BlockingIOError:
-            pass
-        except (OSError, wire.ProtocolError) as error:
-            self._selector_forget(port.outbox.fileno())
-            self.events.append(ev.ChannelBroken(port.worker_id, str(error)))
-        return False
-
     def _read(self, printed: Output | Log) -> None:
         """Read what is printed. A pipe whose other ends were all closed would wake this process for ever."""
         printed.read()
         if printed.ended:
             self._selector_forget(printed.fd)
 
-    def _on_report(self, port: Port, report: wire.Report) -> None:
-        worker_id = port.worker_id
-        if report.kind == wire.RESULT:
-            begun_at, ended_at, flags = report.begun_at, report.ended_at, report.flags
-            port.heard(report.job_id)
-            if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
-                msg = f"the worker reported a job from {begun_at} to {ended_at}"
-                raise wire.ProtocolError(msg)
-            tail = port.output.take(report.job_id) if flags & wire.PRINTED else ""
-            peak_bytes = max(report.peak_bytes, self.meter.peak_bytes(worker_id))
-            self.events.append(
-                ev.ResultReceived(
-                    worker_id,
-                    report.job_id,
-                    begun_at,
-                    ended_at,
-                    report.failure_kind,
-                    Finished(report.payload, tail, peak_bytes),
-                    bool(flags & wire.LEFTOVERS),
-                    bool(flags & wire.LEAVING),
-                )
-            )
-        elif report.kind == wire.RECORD and isinstance(report.payload, bytes):
-            self._record(report.job_id, report.payload)
-        elif report.kind == wire.READY:
-            port.output.forget()
-            self.events.append(ev.WorkerReady(worker_id))
-        else:
-            text = str(view(report.payload), "utf-8", "backslashreplace")
-            detail = f"{text}\n{port.output.rest()}".strip()
-            self.notices.append(("a worker did not start", {"worker_pid": port.pid, "detail": detail}))
-            self.events.append(ev.StartFailed(worker_id, detail))
-
     def look_before(self, worker_ids: list[int]) -> None:
         """Before a deadline is acted on: the worker's finish decides, and its stamp says what it began and when."""
         for worker_id in worker_ids:
             port = self._ports.get(worker_id)
             if port is not None:
-                self.drain(port)
+                self._hearing.drain(port)
                 self._read_stamp(port)
 
     def _read_stamp(self, port: Port) -> None:
@@ -286,7 +221,7 @@ class Crew:
 
     def _has_finished(self, port: Port) -> bool:
         before = len(self.events)
-        self.drain(port)
+        self._hearing.drain(port)
         return len(self.events) > before
 
     def _on_template(self) -> None:
@@ -312,7 +247,7 @@ class Crew:
         port = self._ports.get(worker_id)
         if port is None:
             return
-        self.drain(port)
+        self._hearing.drain(port)
         self.take_back(worker_id)
         self._read_stamp(port)
         port.peak_bytes = self.meter.peak_bytes(worker_id)

@@ -1,15 +1,19 @@
 """The runner of an evaluator: what a worker does with one configuration."""
 
-import asyncio
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from __future__ import annotations
+
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from robust_eval.job import RunningJob
 from robust_eval.objective import Standard, standardize
-from robust_eval.storage.base import Storage
 
-Arguments = tuple[str, dict[str, Any], Mapping[str, Any] | None, Any]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from robust_eval.storage.base import Storage
+
+    Arguments = tuple[str, dict[str, Any], Mapping[str, Any] | None, Any]
 
 
 class Context(Protocol):
@@ -58,7 +62,9 @@ class Evaluation:
             stopper.job = running
         kwargs = self.kwargs if own_kwargs is None else {**self.kwargs, **own_kwargs}
         output = self.run_function(running, **kwargs)
-        if inspect.iscoroutine(output):
+        if isinstance(output, CoroutineType):
+            import asyncio  # 30 ms, which only those who need it wait for
+
             output = asyncio.run(output)
         return standardize(output)
 

@@ -1,8 +1,8 @@
 """What supervisor, template and worker agree on: the shared pages, the signals, an exit code.
 
 The stamps are a page of numbers for each worker, mapped by it and by the supervisor; behind it, in the same memfd, lie
-the results that the worker has not sent yet and then the place where its faulthandler writes. The ledger is one byte a job, mapped by all and by the driver: it says which jobs had
-begun when a supervisor died.
+the results that the worker has not sent yet and then the place where its faulthandler writes. The ledger is one byte a
+job, mapped by all and by the driver: it says which jobs had begun when a supervisor died.
 """
 
 import signal

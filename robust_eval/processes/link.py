@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from robust_eval.processes import system, wire
 from robust_eval.processes.orders import NOTICED, SETTLED, TOLD
@@ -99,14 +100,59 @@ class Log:
         return self._tail.decode("utf-8", "backslashreplace").strip()
 
 
+class Process(Protocol):
+    """What is needed of a template's process; `subprocess.Popen` has it."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it is there."""
+
+    def wait(self, timeout: float) -> int:
+        """The same, after at most so many seconds.
+
+        Raises:
+            subprocess.TimeoutExpired: it is still there.
+        """
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+Start = Callable[[Settings, int, int], Process]
+
+
+def execute(settings: Settings, control: int, output: int) -> Process:
+    """Start a template as a program of its own.
+
+    Args:
+        settings: how.
+        control: its end of the control socket.
+        output: what it prints goes there.
+    """
+    return subprocess.Popen(
+        [*settings.argv, str(control)],
+        env=settings.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=[control],
+        start_new_session=True,
+    )
+
+
 class TemplateLink:
     """One template process.
+
+    Args:
+        settings: how it is started.
+        start: what starts it.
 
     Raises:
         OSError: no process or no descriptor is free for it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, start: Start = execute) -> None:
         self.ready = False
         self.detail: str | None = None
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
@@ -118,15 +164,7 @@ class TemplateLink:
             theirs.callback(os.close, log_end)
             os.set_blocking(log_end, True)
             self.log = Log(log_fd)
-            self._process = subprocess.Popen(
-                [*settings.argv, str(sock_end.fileno())],
-                env=settings.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log_end,
-                stderr=log_end,
-                pass_fds=[sock_end.fileno()],
-                start_new_session=True,
-            )
+            self._process = start(settings, sock_end.fileno(), log_end)
             ours.pop_all()
         if settings.descriptor_limit is not None:
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, settings.descriptor_limit)

@@ -1,7 +1,7 @@
 """How a supervisor waits: asleep, or for a moment awake.
 
-A process that sleeps takes 50 us to be woken, on a virtual machine at least, and a job on a pool with nothing else to do
-passes the supervisor twice. So where things have been happening every few moments, it looks again and again for a
+A process that sleeps takes 50 us to be woken, on a virtual machine at least, and a job on a pool with nothing else to
+do passes the supervisor twice. So where things have been happening every few moments, it looks again and again for a
 moment before it goes to sleep, and gives way to whoever else wants the core.
 """
 

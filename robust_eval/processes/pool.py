@@ -196,6 +196,7 @@ class Pool:
             "cookie": self._cookie,
             "settings": {
                 "argv": template,
+                "alike": settings.python == sys.executable and site == loading.is_measured(),
                 "environment": environment,
                 "init": {
                     "preload": settings.preload,

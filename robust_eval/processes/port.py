@@ -138,7 +138,7 @@ class Port:
         return True
 
     def _unclaim(self, count: int) -> int:
-        """Take so many claims back, or all that are left. What the worker took first is its own: the kernel sees to it."""
+        """Take so many claims back, or all that are left. The kernel sees to it that nobody else has the same."""
         try:
             return self._claims.recv(count, _DONT_WAIT).count(wire.CLAIMS[self._turn])
         except OSError:

@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 
 class Settings(NamedTuple):
-    """What templates and workers are started with."""
+    """What templates and workers are started with. `alike`: a template's interpreter starts as the supervisor's did."""
 
     argv: list[str]
+    alike: bool
     environment: dict[str, str]
     init: dict[str, Any]
     bundle_fd: int

@@ -46,7 +46,7 @@ class Template:
         self._load: Callable[[], Bundle]
         self._argv: list[str] = []
         self._streams = Streams()
-        self._calls = Calls().listen()
+        self._calls = Calls()
         self._handlers: dict[int, Any] = {}
 
     def run(self) -> None:
@@ -83,6 +83,7 @@ class Template:
         """Import and load what the workers need before the first of them is forked."""
         message = json.loads(system.content_of(init_fd))
         sys.argv = message["sys_argv"]
+        self._calls.listen()  # not before: what was called for our own sake changes nothing
         for name in message["preload"]:
             import_module(name)
         if message["start_method"] == "spawn":

@@ -150,7 +150,7 @@ CLAIMS = (b"\xf6", b"\xf7")
 
 
 class Packet(NamedTuple):
-    """One packet of an inbox: what it is, the attempt, the turn that its claim belongs to, the job's id, the payload."""
+    """One packet of an inbox: what it is, the attempt, the turn of its claim, the job's id, and the payload."""
 
     kind: int
     attempt: int

@@ -15,8 +15,6 @@ import resource
 import signal
 import socket
 import sys
-import termios
-import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
@@ -30,23 +28,17 @@ from robust_eval.processes.layout import (
     BEGUN_AT,
     CHANNEL_LOST_CODE,
     DUMP_SIGNAL,
-    HEARD_AT,
-    HEARING_AT,
-    HELD_AT,
-    HELD_BYTES,
-    HELD_BYTES_AT,
-    HELD_FIRST_AT,
     LEDGER_BYTES,
     LEDGER_OVER,
     LOST_AT,
     NUMBER,
     READ_AT,
     READING_AT,
-    SENT_AT,
     STAMP_BYTES,
     STOP_AT,
     STOP_SIGNAL,
 )
+from robust_eval.processes.outbox import Outbox, Written
 from robust_eval.processes.parcel import (
     Memory,
     Parcel,
@@ -61,12 +53,10 @@ from robust_eval.processes.parcel import (
 from robust_eval.processes.streams import Streams
 
 _LONG_JOB_S = 0.001
-_HOLD_S = 0.002
 _MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
 # Where in the page of numbers and instants
-_BEGUN, _SENT, _HELD_FIRST, _HELD_BYTES = BEGUN_AT // 8, SENT_AT // 8, HELD_FIRST_AT // 8, HELD_BYTES_AT // 8
+_BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
 _HIGH_FD = 960
-_MOST_LOOKS = 1000  # at an instant in which the supervisor does not just read
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _WALL = 0x40000000 if sys.platform == "linux" else 0  # also children made by clone() without SIGCHLD
 _ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL
@@ -101,18 +91,15 @@ class Worker:
     """
 
     def __init__(self, fds: list[int], load: Callable[[], Bundle], streams: Streams, calls: Calls | None) -> None:
-        inbox, outbox, self._far_end, output, stamps, ledger = (high(fd) for fd in fds)
-        self._inbox_sock = socket.socket(fileno=inbox)
-        self._inbox = wire.Inbox(self._inbox_sock)
+        inbox, outbox, far_end, output, stamps, ledger = (high(fd) for fd in fds)
+        self._inbox = wire.Inbox(socket.socket(fileno=inbox))
+        self._claims = socket.socket(fileno=outbox)
         self._claim = b""
-        self._held_bytes = self._held_count = self._sent_count = 0
-        self._held_since = 0.0
-        self._outbox = socket.socket(fileno=outbox)
         self._stack_fd = stamps
         self._stamps = mmap.mmap(stamps, STAMP_BYTES)
         self._numbers = memoryview(self._stamps).cast("Q")
         self._instants = memoryview(self._stamps).cast("d")
-        self._written = Written(self._far_end, self._numbers, HEARD_AT // 8, HEARING_AT // 8)
+        self._outbox = Outbox(self._claims, far_end, self._stamps, self._give_up)
         self._printed_bytes = Written(output, self._numbers, READ_AT // 8, READING_AT // 8)
         self._peak_bytes = 0
         self._ledger = mmap.mmap(ledger, LEDGER_BYTES)
@@ -122,7 +109,6 @@ class Worker:
         self._pid = os.getpid()
         self._job_id = 0
         self._in_user_code = False
-        self._sending = threading.RLock()
         self._marker = b""
         self._clear_refs = _open_clear_refs()
         self._begun_log = high(begun) if (begun := open_begun()) >= 0 else -1
@@ -149,7 +135,7 @@ class Worker:
         self._helpers = children()
         self._reset_peak()
         self._output_level = self._printed_bytes.count()
-        self._send(wire.READY)
+        self._outbox.send(wire.READY)
         while packets := self._inbox.read():
             for index, packet in enumerate(packets, 1):
                 if not self._may_begin(packet):
@@ -158,7 +144,7 @@ class Worker:
                 tasks_left = None if tasks_left is None else tasks_left - 1
                 if not self._work(packet, bundle.runner, more=index < len(packets), last=tasks_left == 0):
                     return
-            self._send_held()
+            self._outbox.flush()
 
     def _may_begin(self, packet: wire.Packet) -> bool:
         """Take the claim of a job. False where the supervisor was first: another worker has the job.
@@ -168,7 +154,7 @@ class Worker:
         claim = self._claim
         if not claim:
             try:
-                claim = self._outbox.recv(1, socket.MSG_DONTWAIT)
+                claim = self._claims.recv(1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             except OSError:
@@ -195,7 +181,7 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - the user's initializer and imports raise anything
             text = traceback_text(error, unwind=1)
             self.flush()
-            self._send(wire.START_FAILED, text.encode(errors="backslashreplace"))
+            self._outbox.send(wire.START_FAILED, text.encode(errors="backslashreplace"))
             return None
         self.flush()
         return bundle
@@ -221,7 +207,7 @@ class Worker:
         failure, parcel = self._call(packet, runner)
         if os.getpid() != self._pid:
             os._exit(0)
-        if self._is_written_by_others():
+        if self._outbox.is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
         living = children()
@@ -235,7 +221,8 @@ class Worker:
         leaving = last or (self._baseline is not None and self._baseline.is_changed(thoroughly=was_long))
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
         held = more and not (left or leaving)
-        self._report((flags, failure), parcel, (begun_at, ended_at, self._peak_bytes), held=held)
+        measures = begun_at, ended_at, self._peak_bytes
+        self._outbox.report((flags, failure), parcel, job_id, measures, held=held)
         if left:
             _wait_for_the_end()
         if leaving:
@@ -284,11 +271,11 @@ class Worker:
 
     def record(self, value: Any) -> None:
         """Send an intermediate value to the driver now; it is kept even if the job is then killed."""
-        self._send(wire.RECORD, pack_plain(value), self._job_id)
+        self._outbox.send(wire.RECORD, pack_plain(value), self._job_id)
 
     def stop_requested(self) -> bool:
         """Whether the supervisor has asked this job to stop."""
-        return bool(self._numbers[STOP_AT // 8] == self._job_id + 1)
+        return bool(self._numbers[_STOP] == self._job_id + 1)
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         if self._in_user_code and self.stop_requested():
@@ -296,85 +283,6 @@ class Worker:
             raise JobStop
 
     # -- what goes out
-
-    def _send(self, kind: int, parcel: bytes = b"", job_id: int = 0) -> None:
-        """Say something that is no result to the supervisor."""
-        header = wire.report_header(kind, 0, 0, len(parcel), job_id, (0.0, 0.0, 0))
-        self._write(header + parcel, [])
-
-    def _report(self, status: tuple[int, int], parcel: Parcel, measures: tuple[float, float, int], *, held: bool) -> None:
-        """Report what came of the job, at once or, for a moment at most, held with the results of the next ones.
-
-        What is held lies in the shared page, where the supervisor finds it whatever becomes of this process.
-
-        Args:
-            status: flags, and the failure as an index into `wire.KINDS`.
-            parcel: the payload.
-            measures: begin and end in monotonic seconds, peak in bytes.
-            held: whether the result may wait.
-        """
-        if isinstance(parcel, Memory):
-            flags, failure = status
-            header = wire.report_header(
-                wire.RESULT, flags | wire.IN_MEMORY, failure, parcel.size, self._job_id, measures
-            )
-            self._send_held(header, [parcel.fd])
-            discard(parcel)
-            return
-        frame = wire.report_header(wire.RESULT, *status, len(parcel), self._job_id, measures) + parcel
-        ended_at, end = measures[1], self._held_bytes + len(frame)
-        if not self._held_bytes:
-            self._held_since = ended_at
-        if not held or end > HELD_BYTES or ended_at - self._held_since > _HOLD_S:
-            self._send_held(frame)
-            return
-        self._stamps[HELD_AT + self._held_bytes : HELD_AT + end] = frame
-        self._held_bytes = end
-        self._held_count += 1
-        self._numbers[_HELD_BYTES] = end
-
-    def _send_held(self, frame: bytes = b"", fds: "list[int] | None" = None) -> None:
-        """Send the results that are held and, behind them, this one."""
-        size = self._held_bytes
-        if size:
-            frame = self._stamps[HELD_AT : HELD_AT + size] + frame
-        if not frame:
-            return
-        self._write(frame, fds or [])
-        if size:
-            self._numbers[_HELD_BYTES] = 0
-        self._sent_count += self._held_count + (len(frame) > size)
-        self._held_bytes = self._held_count = 0
-        self._numbers[_HELD_FIRST] = self._sent_count
-
-    def _write(self, frame: bytes, fds: list[int]) -> None:
-        """Write into the channel. A worker whose channel the job closed says so in its stamps and ends."""
-        try:
-            with self._sending:
-                self._count(len(frame))
-                if fds:
-                    sent = self._outbox.sendmsg([frame], wire.rights(fds))
-                    frame = frame[sent:]
-                self._outbox.sendall(frame)
-        except OSError:
-            self._give_up()
-
-    def _count(self, size: int) -> None:
-        """Note how much was sent, in the shared page: a forked child of the job may record values, too."""
-        self._numbers[_SENT] += size
-
-    def _is_written_by_others(self) -> bool:
-        """Whether there is more in the channel than was sent: the job wrote into it, and is to blame for that.
-
-        The supervisor would find out as well, but only once further jobs of the inbox had run, whose reports it
-        could no longer tell from the rubbish.
-        """
-        sent = self._numbers[_SENT]
-        for _ in range(_MOST_LOOKS):
-            written = self._written.count()
-            if written is not None:
-                return bool(written != sent)
-        return False
 
     def _give_up(self) -> NoReturn:
         """End: the channel is not the worker's own any more."""
@@ -403,38 +311,6 @@ class Worker:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
         with contextlib.suppress(OSError):
             os.write(self._clear_refs, b"5")
-
-
-class Written:
-    """How many bytes were ever written into a channel, by whatever means.
-
-    Args:
-        fd: an end of it.
-        numbers: of the page shared with the supervisor, which notes there how much it has read.
-        read: the place of that number.
-        reading: that of another one, which is not 0 while the supervisor reads.
-    """
-
-    def __init__(self, fd: int, numbers: memoryview, read: int, reading: int) -> None:
-        self._fd = fd
-        self._numbers = numbers
-        self._read = read
-        self._reading = reading
-        self._waiting = bytearray(4)
-        self._waiting_bytes = memoryview(self._waiting).cast("i")
-
-    def count(self) -> int | None:
-        """None where the channel is closed, or while the supervisor reads from it."""
-        numbers = self._numbers
-        before: int = numbers[self._read]
-        busy = numbers[self._reading]
-        try:
-            fcntl.ioctl(self._fd, termios.FIONREAD, self._waiting)
-        except OSError:
-            return None
-        if busy or numbers[self._reading] or numbers[self._read] != before:
-            return None
-        return before + self._waiting_bytes[0]
 
 
 def _peak_bytes() -> int:

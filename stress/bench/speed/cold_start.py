@@ -9,7 +9,7 @@ from stress.bench.speed.measurement import Figure, Measurement, Target
 
 # What a program that uses the peer has imported before it makes its pool.
 MODULES = {
-    "ours": "robust_eval",
+    "ours": "robust_eval.evaluators.base",  # which is what `from robust_eval import Evaluator` imports
     "our_pool": "robust_eval.processes.pool",
     "futures": "concurrent.futures.process",
     "mp_pool": "multiprocessing.pool",

@@ -1,0 +1,110 @@
+"""What workers say, made into events for the core (rule 4: a channel can be read dry at any time).
+
+Nothing of it is trusted: what is no report, or tells of instants that cannot be, breaks the channel.
+"""
+
+from collections.abc import Callable
+from math import isfinite
+from time import monotonic
+from typing import Any
+
+from robust_eval.processes import wire
+from robust_eval.processes.meter import Meter
+from robust_eval.processes.parcel import view
+from robust_eval.processes.port import Finished, Port
+from robust_eval.supervision import events as ev
+
+_CLOCK_SLACK_S = 0.001
+_MOST_LOOKS = 1000  # at an instant in which the worker does not just send what it held
+
+
+class Hearing:
+    """Reads the channels of the workers.
+
+    Args:
+        events: where what is heard goes.
+        notices: where goes what the driver is to log: words, and fields.
+        meter: knows the peaks.
+        record: called with a job's id and an intermediate value, opaque bytes.
+        forget: called with a descriptor that has nothing more to say.
+    """
+
+    def __init__(
+        self,
+        events: list[ev.Event],
+        notices: list[tuple[str, dict[str, Any]]],
+        meter: Meter,
+        record: Callable[[int, bytes], None],
+        forget: Callable[[int], None],
+    ) -> None:
+        self._events = events
+        self._notices = notices
+        self._meter = meter
+        self._record = record
+        self._forget = forget
+
+    def drain(self, port: Port) -> None:
+        """Read a worker's channel dry, and what it has finished and not sent."""
+        try:
+            for _ in range(_MOST_LOOKS):
+                while self.listen(port):
+                    pass
+                held = port.reports.held()
+                if held is not None:
+                    for report in held:
+                        self._on_report(port, report)
+                    return
+            error = "the worker never stops sending what it wrote down"
+        except wire.ProtocolError as broken:
+            error = str(broken)
+        self._events.append(ev.ChannelBroken(port.worker_id, error))
+
+    def listen(self, port: Port) -> bool:
+        """Read once, so that a worker that never stops writing delays nobody. False where nothing is left to read."""
+        try:
+            if port.reports.read():
+                for report in port.reports.reports():
+                    self._on_report(port, report)
+                return True
+            self._forget(port.outbox.fileno())
+        except BlockingIOError:
+            pass
+        except (OSError, wire.ProtocolError) as error:
+            self._forget(port.outbox.fileno())
+            self._events.append(ev.ChannelBroken(port.worker_id, str(error)))
+        return False
+
+    def _on_report(self, port: Port, report: wire.Report) -> None:
+        if report.kind == wire.RESULT:
+            self._on_result(port, report)
+        elif report.kind == wire.RECORD and isinstance(report.payload, bytes):
+            self._record(report.job_id, report.payload)
+        elif report.kind == wire.READY:
+            port.output.forget()
+            self._events.append(ev.WorkerReady(port.worker_id))
+        else:
+            text = str(view(report.payload), "utf-8", "backslashreplace")
+            detail = f"{text}\n{port.output.rest()}".strip()
+            self._notices.append(("a worker did not start", {"worker_pid": port.pid, "detail": detail}))
+            self._events.append(ev.StartFailed(port.worker_id, detail))
+
+    def _on_result(self, port: Port, report: wire.Report) -> None:
+        begun_at, ended_at, flags = report.begun_at, report.ended_at, report.flags
+        if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
+            msg = f"the worker reported a job from {begun_at} to {ended_at}"
+            raise wire.ProtocolError(msg)
+        port.heard(report.job_id)
+        tail = port.output.take(report.job_id) if flags & wire.PRINTED else ""
+        peak_bytes = max(report.peak_bytes, self._meter.peak_bytes(port.worker_id))
+        self._events.append(
+            ev.ResultReceived(
+                port.worker_id,
+                report.job_id,
+                begun_at,
+                ended_at,
+                report.failure_kind,
+                Finished(report.payload, tail, peak_bytes),
+                bool(flags & wire.LEFTOVERS),
+                bool(flags & wire.LEAVING),
+            )
+        )
