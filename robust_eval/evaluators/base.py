@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 OnError: TypeAlias = Literal["return", "raise"]
 _ON_ERROR: Final = ("return", "raise")
+_PORTION: Final = 1000  # jobs are made of what arrived while others still run
 
 
 class Evaluator(Backend, Gathering, Lasting, Dumping):
@@ -245,7 +246,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             wanted = self._wanted(type, size)
             self._take(self._inbox.take(0, 0))
             while (missing := self._missing(wanted)) > 0:
-                self._take(self._inbox.take(missing, None))
+                self._take(self._inbox.take(min(missing, _PORTION), None))
             return self._concluded()
 
     async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
@@ -255,7 +256,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             wanted = self._wanted(type, size)
             self._take(self._inbox.take(0, 0))
             while (missing := self._missing(wanted)) > 0:
-                self._take(await self._inbox.take_async(missing, None))
+                self._take(await self._inbox.take_async(min(missing, _PORTION), None))
             return self._concluded()
 
     def _concluded(self) -> list[Job]:
