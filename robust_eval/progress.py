@@ -11,10 +11,10 @@ from robust_eval.limits import parse_count
 
 try:
     from rich.console import Console, Group
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 except ImportError as error:
-    raise RobustEvalError("ProgressCallback needs rich: pip install robust-eval[progress].") from error
+    raise RobustEvalError("ProgressCallback needs rich: pip install 'robust-eval[progress]'.") from error
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,8 +42,7 @@ class ProgressCallback(Callback):
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            _Time(),
             console=self._console,
             auto_refresh=False,
         )
@@ -106,6 +105,19 @@ class ProgressCallback(Callback):
 
     def _picture(self) -> Any:
         return Group(self._progress.get_renderable(), self.line(), *self.extra())
+
+
+class _Time(ProgressColumn):
+    """The time that is left, in the end the time that it took."""
+
+    def render(self, task: Task) -> Text:
+        seconds = task.elapsed if task.finished else task.time_remaining
+        if seconds is None:
+            return Text("")
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        text = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+        return Text(f"in {text}" if task.finished else f"{text} left", style="progress.remaining")
 
 
 class _Rate(ProgressColumn):

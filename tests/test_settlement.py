@@ -160,6 +160,10 @@ def test_a_job_that_never_reached_the_pool_settles_too(settling: Settling, arriv
         (failed("crash", "protocol", detail="garbage"), "not of the protocol: garbage"),
         (failed("memory", peak_memory=3 * GIB, memory_limit=2 * GIB), "took 3.00 GiB, over its memory_limit of 2.00"),
         (
+            failed("memory", peak_memory=514 << 20, memory_limit=GIB // 2),
+            "took 514.0 MiB, over its memory_limit of 512",
+        ),
+        (
             failed("memory", oom_killed=True, peak_memory=GIB),
             "the kernel's OOM killer ended the worker (peak seen: 1.0",
         ),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _OWN_FRAMES = ("robust_eval/processes/", 'File "<string>", line 1 in <module>')
 _MODULES = "Extension modules: "
 _GIB = 2**30
+_MIB = 2**20
 
 
 class Settling:
@@ -231,9 +232,12 @@ _WORDS = {
 def _about_memory(info: Mapping[str, Any]) -> str:
     peak = info.get("peak_memory") or 0
     if info.get("oom_killed"):
-        return f"the kernel's OOM killer ended the worker (peak seen: {peak / _GIB:.2f} GiB)"
-    limit = info["memory_limit"]
-    return f"the job's process tree took {peak / _GIB:.2f} GiB, over its memory_limit of {limit / _GIB:.2f} GiB"
+        return f"the kernel's OOM killer ended the worker (peak seen: {_size(peak)})"
+    return f"the job's process tree took {_size(peak)}, over its memory_limit of {_size(info['memory_limit'])}"
+
+
+def _size(value: float) -> str:
+    return f"{value / _GIB:.2f} GiB" if value >= _GIB else f"{value / _MIB:.1f} MiB"
 
 
 def _about_crash(info: Mapping[str, Any], detail: str) -> str:

@@ -6,13 +6,9 @@ import math
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from robust_eval.errors import RobustEvalError
-from robust_eval.report.rows import outcomes_of
+import plotly.graph_objects as go
 
-try:
-    import plotly.graph_objects as go
-except ImportError as error:
-    raise RobustEvalError("A report needs plotly: pip install 'robust-eval[report]'.") from error
+from robust_eval.report.rows import outcomes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
