@@ -127,8 +127,9 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
         yield '<p class="none">No job failed.</p>'
     for group in groups[:_MOST_GROUPS]:
         ids = ", ".join(group.job_ids[:_MOST_IDS]) + (", …" if len(group.job_ids) > _MOST_IDS else "")
+        colour = figures.COLOURS[group.kind]
         yield (
-            f'<details><summary><span class="kind" style="background:{figures.COLOURS[group.kind]}">'
+            f'<details><summary><span class="kind" style="background:{colour};color:{figures.ink_on(colour)}">'
             f"{html.escape(group.kind)}</span> <b>{len(group.job_ids):,}</b> "
             f"<code>{html.escape(group.shared)}</code></summary>"
             f"<p>jobs {html.escape(ids)}; the first of them:</p>"
