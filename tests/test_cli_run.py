@@ -164,7 +164,7 @@ def test_a_target_is_found_or_told(here: Path, monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(InvalidArgument, match=message):
             function_of(target)
     with pytest.raises(InvalidArgument, match="cannot be split"):
-        command_of("echo 'x", None, "scratch", "failed")
+        command_of("echo 'x", None)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,12 @@ def test_an_executable_runs_like_a_function(here: Path):
     assert done.returncode == 0
     assert sorted(line["objective"] for line in lines(done)) == [1.0, 2.0]
     assert not (here / "scratch").exists()
+    codes = ["--command", "sh -c 'echo 1; exit {code}'", "--grid", "code=0,1,3", "--ok-exit-code", "0"]
+    done = robust_eval(here, "run", *codes, "--ok-exit-code", "3", "--scratch", "kept")
+    assert {line["config"]["code"]: line["objective"] for line in lines(done)} == {0: 1.0, 1: "F", 3: 1.0}
+    failed = next(line for line in lines(done) if line["failure"])
+    assert failed["failure"]["message"].endswith("ended with exit code 1, which is not in ok_exit_codes=[0, 3]")
+    assert failed["metadata"]["job_dir"].startswith(str(here / "kept"))
 
 
 def test_a_broken_search_has_its_own_code(here: Path):
@@ -285,6 +291,7 @@ def test_a_broken_search_has_its_own_code(here: Path):
         (("model:run", "--grid", "x=1", "--parse", "(.*)"), "--parse '(.*)'"),
         (("model:run", "--grid", "x=1", "--output", "no/dir/a.csv"), "no directory 'no/dir'"),
         (("model:run", "--grid", "x=1", "--output", "/proc/a.csv"), "cannot be written"),
+        (("--command", "echo 1", "--grid", "x=1", "--scratch", "no/scratch"), "no directory 'no'"),
         (("model:run", "--grid", "x=1", "--storage", "file.db"), "no URL"),
         (("model:run", "--resume"), "no search"),
         (("--command", "no-such-program-here", "--grid", "x=1"), "not found"),

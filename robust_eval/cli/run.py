@@ -133,9 +133,18 @@ def run(
             rich_help_panel=_COMMAND,
         ),
     ] = None,
+    ok_exit_code: Annotated[
+        list[int] | None,
+        typer.Option(
+            parser=values.count_or_none,
+            metavar="CODE",
+            help="An exit code that is no failure, instead of 0; may be repeated.",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = None,
     scratch: Annotated[
-        str, typer.Option(help="Where scratch directories are made.", rich_help_panel=_COMMAND)
-    ] = "scratch",
+        Path, typer.Option(file_okay=False, help="Where scratch directories are made.", rich_help_panel=_COMMAND)
+    ] = Path("scratch"),
     keep: Annotated[Keep, typer.Option(help="Which of them stay.", rich_help_panel=_COMMAND)] = Keep.failed,
     live: Annotated[bool, typer.Option("--live", help="Show what each worker does.", rich_help_panel=_SHOWN)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.", rich_help_panel=_SHOWN)] = False,
@@ -162,7 +171,9 @@ def run(
         if command is None and parse is not None:
             raise InvalidArgument(f"--parse {parse!r} reads what a --command prints, and there is none.")
         if command is not None:
-            function = command_of(command, parse, scratch, keep.value)
+            check_writable("--scratch", scratch)
+            codes = ok_exit_code or [0]
+            function = command_of(command, parse, scratch=scratch, keep=keep.value, ok_exit_codes=codes)
         elif given:
             function = function_of(given.pop(0))
         else:

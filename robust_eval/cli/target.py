@@ -75,7 +75,7 @@ def _functions(module: ModuleType) -> str:
     return f" It has: {', '.join(names[:_MOST_NAMES])}." if names else ""
 
 
-def command_of(text: str, parse: str | None, scratch: str, keep: Any) -> Callable[..., Any]:
+def command_of(text: str, parse: str | None, **options: Any) -> Callable[..., Any]:
     """Make a run function of a command line, which is split as a shell would and read by none.
 
     Raises:
@@ -87,4 +87,4 @@ def command_of(text: str, parse: str | None, scratch: str, keep: Any) -> Callabl
         args = shlex.split(text)
     except ValueError as error:
         raise InvalidArgument(f"--command {text!r} cannot be split into arguments: {error}.") from error
-    return Command(args, parse=parse, scratch=scratch, keep=keep)
+    return Command(args, parse=parse, **options)
