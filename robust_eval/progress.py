@@ -100,7 +100,15 @@ class ProgressCallback(Callback):
         from rich.live import Live  # noqa: PLC0415  costs what only those pay who draw
 
         if self._live is None:
-            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=8)
+            # It lives on after the cell of a notebook, whose later output is none of its business.
+            redirect = not self._console.is_jupyter
+            self._live = Live(
+                get_renderable=self._picture,
+                console=self._console,
+                refresh_per_second=8,
+                redirect_stdout=redirect,
+                redirect_stderr=redirect,
+            )
             self._live.start()
 
     def _picture(self) -> Any:

@@ -176,7 +176,14 @@ def test_a_notebook_shows_jobs_and_evaluators():
     assert EVIL not in first._repr_html_()
     assert "document.title" in first._repr_html_()
     assert "ValueError: bad 3" in second._repr_html_()
-    assert "ready" in Job("0.0", {}, None)._repr_html_()
+    job = Job("0.0", {}, None)
+    assert "ready" in job._repr_html_()
+    job.metadata.update(duration=0.12345, peak_memory=3 << 20, timestamp_gather=None)
+    assert "0.123 s" in job._repr_html_()
+    assert "3.0 MiB" in job._repr_html_()
+    assert "timestamp_gather" not in job._repr_html_()
+    job.metadata.update(duration="long", peak_memory=[1])
+    assert "long" in job._repr_html_()
 
 
 # -- in a browser

@@ -15,6 +15,7 @@ from robust_eval.failure import Failure
 from robust_eval.limits import parse_count, parse_memory, parse_seconds
 from robust_eval.processes.blame import describe_error
 from robust_eval.processes.evaluation import Evaluation
+from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
@@ -162,7 +163,7 @@ class ProcessPoolEvaluator(Evaluator):
             worker_seed=worker_seed,
             begun_log=None if self._keeper is None else str(self._keeper.begun_log),
         )
-        self._engage(Bundle(self._runner(), initializer, tuple(initargs)), settings)
+        self._engage(Bundle(self._runner(), initializer, tuple(initargs), sources()), settings)
 
     def _runner(self) -> Evaluation:
         # A storage that lasts is there for the jobs, too; that of memory is the driver's alone.
