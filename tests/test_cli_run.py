@@ -247,6 +247,23 @@ def test_into_a_pipe_goes_a_line_for_each_job(here: Path):
     assert "ValueError: no three" in (here / "page.html").read_text()
 
 
+def test_a_reader_that_leaves_costs_nothing(here: Path):
+    """`| head -1`: the search goes on to its end without a word."""
+    (here / "waits.py").write_text(
+        "import os, time\ndef run(job):\n    while job['x'] and not os.path.exists('left'):\n        time.sleep(0.01)\n"
+        "    return 1\n"
+    )
+    with subprocess.Popen(
+        [*COMMAND, "run", "waits:run", "--grid", "x=0,1,2,3"], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert json.loads(process.stdout.readline())["config"] == {"x": 0}
+        process.stdout.close()
+        (here / "left").touch()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+    assert len(objectives(here / "results.csv")) == 4
+
+
 def test_all_well_is_zero(here: Path):
     """From standard input, without a storage, quietly."""
     done = robust_eval(
