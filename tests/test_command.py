@@ -289,6 +289,7 @@ def test_a_command_over_its_time_dies_with_everything_below_it(at_home: Path):
     (job,) = evaluate(command, [{"mark": "mark-7391"}], job_timeout=1.5)
     assert job.failure.kind == "timeout"
     assert job.failure.output_tail == "solving\n"
+    assert job.failure.stack is None
     assert not alive_with("mark-7391")
     assert (Path(job.metadata["job_dir"]) / "deep").exists()
 

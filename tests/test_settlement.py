@@ -232,6 +232,24 @@ def test_a_stack_is_shown_without_our_frames():
     assert missing == ["masked", "the job ended by itself within its grace period", None]
 
 
+def test_a_stack_does_not_show_how_an_executable_is_waited_for():
+    """Of a command nothing is left, and that is said; of a function that calls one its own frames are."""
+    head = "Current thread 0x1 (most recent call first):"
+    waits = [
+        '  File "/lib/selectors.py", line 468 in select',
+        '  File "/x/robust_eval/command/process.py", line 106 in follow',
+        '  File "/x/robust_eval/command/command.py", line 150 in __call__',
+    ]
+    user, ours = (
+        '  File "user.py", line 3 in run',
+        '  File "/x/robust_eval/processes/evaluation.py", line 60 in __call__',
+    )
+    alone = failure_of(failed("timeout", stack="\n".join([head, *waits, ours])), POLICY)
+    assert (alone.stack, alone.stack_missing) == (None, "an executable was running, and only Python has such a stack")
+    called = failure_of(failed("timeout", stack="\n".join([head, *waits, user, ours])), POLICY)
+    assert (called.stack, called.stack_missing) == (f"{head}\n{user}", None)
+
+
 @pytest.mark.parametrize(
     ("late", "kept"), [((2.5, {}, None), 2.5), ("no tuple", None), (None, None)], ids=["value", "garbage", "none"]
 )
