@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ class ProgressCallback(Callback):
     def on_close(self) -> None:
         """Leave the last state on the screen."""
         if self._live is not None:
+            atexit.unregister(self.on_close)
             self._live.stop()
             self._live = None
 
@@ -110,6 +112,7 @@ class ProgressCallback(Callback):
                 redirect_stderr=redirect,
             )
             self._live.start()
+            atexit.register(self.on_close)  # of an evaluator that nobody closes: the cursor is hidden until then
 
     def _picture(self) -> Any:
         return Group(self._progress.get_renderable(), self.line(), *self.extra())

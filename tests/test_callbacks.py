@@ -8,6 +8,7 @@ import types
 import pytest
 from rich.console import Console
 from rich.progress import ProgressSample, Task
+from terminal import Terminal
 
 from robust_eval.callbacks import (
     Callback,
@@ -244,6 +245,20 @@ def test_progress_in_a_file_is_what_was_at_the_end():
     console = Console(file=io.StringIO(), width=100)
     evaluate([1] * 5, ProgressCallback(console=console))
     assert console.file.getvalue().count("evaluating") == 1
+
+
+def test_progress_that_nobody_closes_gives_the_cursor_back(tmp_path):
+    """At the end of the program."""
+    script = (
+        "from robust_eval import *\n"
+        "evaluator = SerialEvaluator(lambda job: 1, callbacks=[ProgressCallback()])\n"
+        "evaluator.submit([{}])\n"
+        "evaluator.gather('ALL')\n"
+    )
+    with Terminal([sys.executable, "-c", script], tmp_path) as terminal:
+        assert terminal.wait() == 0
+        hidden, shown = (terminal.seen.rfind(code) for code in (b"\x1b[?25l", b"\x1b[?25h"))
+    assert 0 <= hidden < shown
 
 
 def test_progress_in_a_notebook_leaves_the_output_of_later_cells_alone(monkeypatch):

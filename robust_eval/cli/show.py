@@ -17,6 +17,7 @@ from robust_eval.cli.searching import DEFAULT_STORAGE
 from robust_eval.cli.stored import job_of, jobs_of, open_storage, search_of
 from robust_eval.errors import InvalidArgument
 from robust_eval.failure import FAILURE_KINDS
+from robust_eval.html_view import is_told, measured
 from robust_eval.job import Job, JobStatus
 
 _MIB: Final = 1024 * 1024
@@ -81,7 +82,13 @@ def _row(job: Job) -> Iterable[str | Text]:
     metadata = job.metadata
     yield job.id
     yield Text(outcome, style={"ok": "green", "open": "dim"}.get(outcome, "red"))
-    yield "" if job.objective is None else str(job.objective)
+    yield (
+        f"{job.objective:.7g}"
+        if isinstance(job.objective, float)
+        else ""
+        if job.objective is None
+        else str(job.objective)
+    )
     yield _with_unit(metadata.get("duration"), 1, "s", 2)
     yield _with_unit(metadata.get("peak_memory"), _MIB, "MiB", 0)
     yield Text(_config_line(job), overflow="ellipsis", no_wrap=True)
@@ -105,7 +112,7 @@ def _show_job(console: Console, job: Job) -> None:
     console.print(Text(f"job {job.id}: {_config_line(job)}", style="bold"), soft_wrap=True)
     console.print(Text(f"outcome {_outcome(job)}, objective {job.objective}"), soft_wrap=True)
     for key, value in job.metadata.items():
-        if not str(key).startswith("_") and value is not None:
-            console.print(Text(f"  {key} = {value}"), soft_wrap=True)
+        if is_told(key, value):
+            console.print(Text(f"  {key} = {measured(str(key), value)}"), soft_wrap=True)
     if job.failure is not None:
         console.print(Text(job.failure.render()), soft_wrap=True)
