@@ -134,7 +134,7 @@ def _new_bar(total: int | None) -> Any:
     try:
         from tqdm.auto import tqdm  # noqa: PLC0415  imported only by those who need it
     except ImportError as error:
-        raise RobustEvalError("TqdmCallback needs tqdm: pip install robust-eval[progress].") from error
+        raise RobustEvalError("TqdmCallback needs tqdm: pip install 'robust-eval[progress]'.") from error
     return tqdm(total=total)
 
 

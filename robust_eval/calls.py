@@ -22,6 +22,7 @@ from robust_eval.errors import EvaluatorClosed, InternalError, InvalidArgumentTy
 from robust_eval.evaluators.settlement import failure_of
 from robust_eval.failure import Failure
 from robust_eval.processes.calling import Calling, Snapshot, Snapshots
+from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Landed, discard, landed, pack, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
@@ -183,7 +184,7 @@ class Calls:
         """The pool, started where there is none, with a template that loads this function, and the thread."""
         if self._pool is None or self._pool.closed:
             known = snapshot if isinstance(snapshot, Snapshot) else None
-            bundle = pack(Bundle(Calling(known), self._initializer, self._initargs))
+            bundle = pack(Bundle(Calling(known), self._initializer, self._initargs, sources()))
             self._pool = Pool(bundle, self._settings, self._inbox.put, _ignore_record)
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="robust_eval calls", daemon=True)

@@ -14,18 +14,22 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from hypothesis import Phase, find, settings
-from hypothesis.database import ExampleDatabase
-from hypothesis.errors import Flaky, NoSuchExample
-
 from robust_eval.calls import failure_in
-from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
+from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
 from robust_eval.executor import usable_cpus
 from robust_eval.isolation import PatientExecutor
 from robust_eval.limits import parse_count, parse_seconds
 from robust_eval.places import Place, place_of
 from robust_eval.processes.evaluation import Alone
-from robust_eval.spaces import as_strategy
+
+try:
+    from hypothesis import Phase, find, settings
+    from hypothesis.database import ExampleDatabase
+    from hypothesis.errors import Flaky, NoSuchExample
+
+    from robust_eval.spaces import as_strategy
+except ModuleNotFoundError as error:
+    raise RobustEvalError(f"falsify needs Hypothesis: pip install 'robust-eval[falsify]' ({error}).") from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robust_eval.failure import Failure
 
 _MOST_FAILURES: Final = 5
+_MIB: Final = 1024 * 1024
 _MOST_CHARS: Final = 300
 
 
@@ -31,10 +32,25 @@ def job_html(
         "status": status.lower(),
         "configuration": bounded_repr(config, _MOST_CHARS),
         "objective": bounded_repr(objective, _MOST_CHARS),
-        **{str(key): bounded_repr(value) for key, value in metadata.items() if not str(key).startswith("_")},
+        **{str(key): measured(str(key), value) for key, value in metadata.items() if is_told(key, value)},
     }
     block = "" if failure is None else f"<details open><summary>failure</summary>{_pre(failure)}</details>"
     return f"<b>Job {escape(str(job_id))}</b>{_table(rows)}{block}"
+
+
+def is_told(key: object, value: object) -> bool:
+    """Tell whether something of a job's metadata is for people: it is known, and none of our internal notes."""
+    return value is not None and not str(key).startswith("_")
+
+
+def measured(key: str, value: Any) -> str:
+    """Give something of a job's metadata as text, what we measured with its unit."""
+    number = isinstance(value, int | float)  # a run function may use our names for something else
+    if key == "duration" and number:
+        return f"{value:.3g} s"
+    if key == "peak_memory" and number:
+        return f"{value / _MIB:.1f} MiB"
+    return bounded_repr(value)
 
 
 def evaluator_html(name: str, jobs: Iterable[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ from robust_eval.limits import parse_count
 
 try:
     from rich.console import Console, Group
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 except ImportError as error:
-    raise RobustEvalError("ProgressCallback needs rich: pip install robust-eval[progress].") from error
+    raise RobustEvalError("ProgressCallback needs rich: pip install 'robust-eval[progress]'.") from error
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,8 +43,7 @@ class ProgressCallback(Callback):
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            _Time(),
             console=self._console,
             auto_refresh=False,
         )
@@ -80,6 +80,7 @@ class ProgressCallback(Callback):
     def on_close(self) -> None:
         """Leave the last state on the screen."""
         if self._live is not None:
+            atexit.unregister(self.on_close)
             self._live.stop()
             self._live = None
 
@@ -101,11 +102,33 @@ class ProgressCallback(Callback):
         from rich.live import Live  # noqa: PLC0415  costs what only those pay who draw
 
         if self._live is None:
-            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=8)
+            # It lives on after the cell of a notebook, whose later output is none of its business.
+            redirect = not self._console.is_jupyter
+            self._live = Live(
+                get_renderable=self._picture,
+                console=self._console,
+                refresh_per_second=8,
+                redirect_stdout=redirect,
+                redirect_stderr=redirect,
+            )
             self._live.start()
+            atexit.register(self.on_close)  # of an evaluator that nobody closes: the cursor is hidden until then
 
     def _picture(self) -> Any:
         return Group(self._progress.get_renderable(), self.line(), *self.extra())
+
+
+class _Time(ProgressColumn):
+    """The time that is left, in the end the time that it took."""
+
+    def render(self, task: Task) -> Text:
+        seconds = task.elapsed if task.finished else task.time_remaining
+        if seconds is None:
+            return Text("")
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        text = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+        return Text(f"in {text}" if task.finished else f"{text} left", style="progress.remaining")
 
 
 class _Rate(ProgressColumn):

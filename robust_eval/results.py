@@ -171,9 +171,10 @@ class ResultsFile:
             rows = _without_known(path, rows)
         if columns is None:
             _move_away(path)
-            self._write_new(path, ordered_columns(rows), rows)
             first = {name: _text_of_cell(rows[0][name]) for name in _IDENTITY}
+            # Before the file: a kill in between leaves a name without a file, not a file that is nobody's.
             self._storage.store_search_value(self._search_id, f"csv:{path}", first)
+            self._write_new(path, ordered_columns(rows), rows)
             return
         wanted = ordered_columns(rows, columns)
         if wanted != columns:
@@ -182,6 +183,10 @@ class ResultsFile:
         with path.open("ab") as file:
             file.write(_encoded(wanted, rows))
         self._known[path] = (wanted, path.stat().st_size)
+
+    def forget(self) -> None:
+        """Trust no more what was written last, after a write that was interrupted: the file itself is looked at."""
+        self._known.clear()
 
     def _columns_of(self, path: Path) -> list[str] | None:
         """Give the columns of a file of this search, repaired; ``None`` where there is none."""

@@ -39,6 +39,11 @@ class Terminal:
         self._seen = b""
 
     @property
+    def seen(self) -> bytes:
+        """Everything that was written so far."""
+        return self._seen
+
+    @property
     def text(self) -> str:
         """Everything that was written so far, without what moves the cursor and colours."""
         return _ESCAPES.sub(b"", self._seen).decode(errors="replace")

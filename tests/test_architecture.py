@@ -17,13 +17,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("demo",),
     ("falsification", "command", "executor", "isolation", "integrations", "pytest_plugin"),
-    ("calls", "places", "spaces"),
+    ("calls", "spaces"),
     ("evaluators",),
     ("callbacks", "decorators", "memory_watch", "progress", "report", "results"),
     ("processes",),
     ("supervision",),
     ("job", "objective", "storage"),
-    ("html_view",),
+    ("html_view", "places"),
     ("failure", "limits", "errors", "logs"),
 )
 # What the pure core must not know: the world.

@@ -1,11 +1,14 @@
+import contextlib
 import csv
 import io
 import subprocess
 import sys
+import types
 
 import pytest
 from rich.console import Console
-from rich.progress import Task
+from rich.progress import ProgressSample, Task
+from terminal import Terminal
 
 from robust_eval.callbacks import (
     Callback,
@@ -21,7 +24,7 @@ from robust_eval.errors import InvalidArgument, RobustEvalError, SearchStopped
 from robust_eval.evaluators.serial import SerialEvaluator
 from robust_eval.failure import Failure
 from robust_eval.job import Job
-from robust_eval.progress import ProgressCallback, _Rate
+from robust_eval.progress import ProgressCallback, _Rate, _Time
 
 
 def done(output, failure=None):
@@ -244,6 +247,51 @@ def test_progress_in_a_file_is_what_was_at_the_end():
     assert console.file.getvalue().count("evaluating") == 1
 
 
+def test_progress_that_nobody_closes_gives_the_cursor_back(tmp_path):
+    """At the end of the program."""
+    script = (
+        "from robust_eval import *\n"
+        "evaluator = SerialEvaluator(lambda job: 1, callbacks=[ProgressCallback()])\n"
+        "evaluator.submit([{}])\n"
+        "evaluator.gather('ALL')\n"
+    )
+    with Terminal([sys.executable, "-c", script], tmp_path) as terminal:
+        assert terminal.wait() == 0
+        hidden, shown = (terminal.seen.rfind(code) for code in (b"\x1b[?25l", b"\x1b[?25h"))
+    assert 0 <= hidden < shown
+
+
+def test_progress_in_a_notebook_leaves_the_output_of_later_cells_alone(monkeypatch):
+    """It lives until the evaluator is closed; what is printed meanwhile goes where it always goes."""
+    for name, attribute, value in (
+        ("IPython.display", "display", lambda _: None),
+        ("ipywidgets", "Output", lambda: contextlib.nullcontext(types.SimpleNamespace(clear_output=lambda **_: None))),
+    ):
+        module = types.ModuleType(name)
+        setattr(module, attribute, value)
+        monkeypatch.setitem(sys.modules, name, module)
+    progress = ProgressCallback(console=Console(file=io.StringIO(), force_jupyter=True))
+    streams = sys.stdout, sys.stderr
+    progress.on_launch(done(1))
+    try:
+        assert (sys.stdout, sys.stderr) == streams
+    finally:
+        progress.on_close()
+
+
+def test_the_time_is_what_is_left_and_in_the_end_what_it_took():
+    """In minutes and seconds, with hours where there are some."""
+    task = Task(0, "t", 4, 0, _get_time=lambda: 3700.0)
+    assert str(_Time().render(task)) == ""
+    task.start_time, task.finished_time, task.finished_speed = 0.0, 3700.0, 1.0
+    task.stop_time = 3700.0
+    assert str(_Time().render(task)) == "in 1:01:40"
+    task = Task(1, "t", 4, 3, _get_time=lambda: 3.0)
+    task.start_time = 0.0
+    task._progress.extend([ProgressSample(0.0, 0), ProgressSample(3.0, 3)])
+    assert str(_Time().render(task)) == "00:01 left"
+
+
 def test_a_slow_search_has_seconds_per_job():
     """Below one job a second the reciprocal can be read."""
     task = Task(0, "t", None, 3, _get_time=lambda: 0.0, finished_speed=0.25)
@@ -255,7 +303,7 @@ def test_a_missing_rich_is_named():
     """With the command that installs it."""
     code = "import sys; sys.modules['rich'] = None; import robust_eval; robust_eval.ProgressCallback"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install robust-eval[progress]" in told.stderr
+    assert "pip install 'robust-eval[progress]'" in told.stderr
 
 
 def test_early_stopping_says_that_it_stopped():

@@ -78,7 +78,7 @@ def test_no_workers_are_refused(command: Run):
 def test_a_missing_extra_is_named(command: Run, package: str, extra: str):
     """Without an optional package the command says which extra to install, in one line."""
     done = command("demo", script=_WITHOUT.format(package=package))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"robust-eval needs the package {package!r} for this: pip install 'robust-eval[{extra}]'"
     ]

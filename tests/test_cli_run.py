@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 from terminal import Terminal
 from waiting import alive_with, wait_until
 
+from robust_eval.cli import values
 from robust_eval.cli.configs import configurations, value_of
 from robust_eval.cli.display import LiveCallback, workers_table
 from robust_eval.cli.exits import told
@@ -80,7 +82,7 @@ def objectives(path: Path) -> dict[str, str]:
 
 def test_configurations_come_from_files_and_grids(tmp_path: Path):
     """CSV with numbers, text and empty cells; results of another search; JSON; every combination with a grid."""
-    (tmp_path / "a.csv").write_text("x,mode\n1,fast\n2.5,\n")
+    (tmp_path / "a.csv").write_text("\ufeffx,mode\n1,fast\n\n2.5,\n")  # with the mark of Excel, and an empty line
     (tmp_path / "results.csv").write_text("p:x,p:mode,objective,job_id\n1,fast,3,0\n")
     (tmp_path / "a.jsonl").write_text('{"x": 1}\n\n{"x": [2]}\n')
     (tmp_path / "a.json").write_text('[{"x": null}]')
@@ -100,8 +102,15 @@ def test_configurations_come_from_files_and_grids(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "x,y\n1\n", r"a\.csv:2 has not as many cells"),
-        ("a.csv", "x\n1,2\n", r"a\.csv:2 has not as many cells"),
+        ("a.csv", "x,y\n1\n", r"a\.csv:2 has 1 cells and the header 2: x, y"),
+        ("a.csv", "x\n1,2\n", r"a\.csv:2 has 2 cells and the header 1"),
+        ("a.csv", "x;y\n1;2\n", "Separate cells by commas"),
+        ("a.csv", "x,\n1,2\n", "without a name"),
+        ("a.csv", "x,x\n1,2\n", "'x' twice"),
+        ("a.csv", "", "has no configurations"),
+        ("a.csv", "x,y\n", "has no configurations"),
+        ("a.jsonl", "\n", "has no configurations"),
+        ("a.json", "[]", "has no configurations"),
         ("a.jsonl", '{"x": 1}\n{"x"\n', r"a\.jsonl:2 is no JSON"),
         ("a.jsonl", "[1]\n", "A configuration is an object"),
         ("a.json", '{"x": 1}', "holds a list"),
@@ -118,9 +127,19 @@ def test_a_file_that_is_not_well_formed_is_told_by_its_line(tmp_path: Path, name
 
 
 def test_what_names_no_configurations_is_refused(tmp_path: Path):
-    """A grid without values, a file that is not there."""
-    with pytest.raises(InvalidArgument, match="--grid x has no values"):
-        configurations(None, ["x"])
+    """A grid that is not well formed or says a thing twice, a file that is not there."""
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    for grids, message in {
+        ("x",): "--grid x has no values",
+        ("=1",): "--grid =1 has no name",
+        ("x=1,,2",): "has an empty value",
+        ("x=[1",): "begins like JSON",
+        ("x=1", "x=2"): "'x' twice",
+    }.items():
+        with pytest.raises(InvalidArgument, match=message):
+            configurations(None, grids)
+    with pytest.raises(InvalidArgument, match=r"which .*a\.csv has, too"):
+        configurations(str(tmp_path / "a.csv"), ["y=1", "x=2"])
     with pytest.raises(InvalidArgument, match="cannot be read"):
         configurations(str(tmp_path / "missing.csv"), ())
 
@@ -133,15 +152,78 @@ def test_a_target_is_found_or_told(here: Path, monkeypatch: pytest.MonkeyPatch):
     assert function_of("pathlib:Path.cwd") is not None
     for target, message in {
         "model.py": "model:run",
+        "sub/model.py:run": "sub.model:run",
+        "model:ruin": "no function 'ruin'. It has: run, slow",
+        "model:value": "model:value is 7, no function. It has: run, slow",
         "nowhere_at_all:run": "no module 'nowhere_at_all'",
         "os:nothing": "no function 'nothing'",
         "os:sep": "no function",
+        "json:decoder": "no function",
         ":run": "module:function",
     }.items():
         with pytest.raises(InvalidArgument, match=message):
             function_of(target)
     with pytest.raises(InvalidArgument, match="cannot be split"):
-        command_of("echo 'x", None, "scratch", "failed")
+        command_of("echo 'x", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import not_there\n", "No module named 'not_there'"),
+        ("def run(:\n", "SyntaxError"),
+        ("1 / 0\n", 'broken.py", line 1, in <module>\n    1 / 0\n'),
+        ("raise SystemExit(7)\n", "SystemExit: 7"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_with_its_own_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+):
+    """What it raised and where, without the machinery that imports, and with what to try."""
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    with pytest.raises(InvalidArgument, match="The module 'broken' cannot be imported") as refused:
+        function_of("broken:run")
+    assert message in str(refused.value)
+    assert "importlib" not in str(refused.value)
+    assert "python -c 'import broken'" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (values.count, "3", 3),
+        (values.count_or_none, "0", 0),
+        (values.seconds, "1e-1", 0.1),
+        (values.seconds, "none", None),
+        (values.seconds_from_zero, 0.0, 0.0),
+        (values.share, "0.25", 0.25),
+        (values.memory, "2GiB", "2gib"),
+        (values.memory, "0.5", 0.5),
+        (values.memory, "1048576", 1048576),
+        (values.memory, "None", None),
+        (values.memory, "auto", "auto"),
+        (values.count, "0", "'0' is not allowed here. Write a whole number from 1"),
+        (values.count, "1.5", "'1.5' is not allowed"),
+        (values.count_or_none, "-1", "whole number from 0"),
+        (values.seconds, "0", "above 0"),
+        (values.seconds, "nan", "'nan' is no duration"),
+        (values.seconds_from_zero, "soon", "'soon' is no duration"),
+        (values.share, "3", "'3' is no share"),
+        (values.share, "half", "'half' is no share"),
+        (values.memory, "5", 'Write the unit: "5MiB" or "5GiB"'),
+        (values.memory, "2XiB", "'2xib' is no size"),
+    ],
+)
+def test_what_stands_behind_an_option_is_read_or_refused(read, text, value):
+    """A refusal names the text and what is allowed."""
+    if isinstance(value, str) and " " in value:
+        with pytest.raises(typer.BadParameter) as refused:
+            read(text)
+        assert value in str(refused.value)
+    else:
+        assert read(text) == value
 
 
 # -- run
@@ -165,6 +247,23 @@ def test_into_a_pipe_goes_a_line_for_each_job(here: Path):
     assert "ValueError: no three" in (here / "page.html").read_text()
 
 
+def test_a_reader_that_leaves_costs_nothing(here: Path):
+    """`| head -1`: the search goes on to its end without a word."""
+    (here / "waits.py").write_text(
+        "import os, time\ndef run(job):\n    while job['x'] and not os.path.exists('left'):\n        time.sleep(0.01)\n"
+        "    return 1\n"
+    )
+    with subprocess.Popen(
+        [*COMMAND, "run", "waits:run", "--grid", "x=0,1,2,3"], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert json.loads(process.stdout.readline())["config"] == {"x": 0}
+        process.stdout.close()
+        (here / "left").touch()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+    assert len(objectives(here / "results.csv")) == 4
+
+
 def test_all_well_is_zero(here: Path):
     """From standard input, without a storage, quietly."""
     done = robust_eval(
@@ -183,6 +282,12 @@ def test_an_executable_runs_like_a_function(here: Path):
     assert done.returncode == 0
     assert sorted(line["objective"] for line in lines(done)) == [1.0, 2.0]
     assert not (here / "scratch").exists()
+    codes = ["--command", "sh -c 'echo 1; exit {code}'", "--grid", "code=0,1,3", "--ok-exit-code", "0"]
+    done = robust_eval(here, "run", *codes, "--ok-exit-code", "3", "--scratch", "kept")
+    assert {line["config"]["code"]: line["objective"] for line in lines(done)} == {0: 1.0, 1: "F", 3: 1.0}
+    failed = next(line for line in lines(done) if line["failure"])
+    assert failed["failure"]["message"].endswith("ended with exit code 1, which is not in ok_exit_codes=[0, 3]")
+    assert failed["metadata"]["job_dir"].startswith(str(here / "kept"))
 
 
 def test_a_broken_search_has_its_own_code(here: Path):
@@ -200,7 +305,10 @@ def test_a_broken_search_has_its_own_code(here: Path):
         (("model:run",), "no configurations"),
         (("model:nothing", "--grid", "x=1"), "no function"),
         (("model:run", "a.csv", "b.csv"), "too much"),
-        (("model:run", "--grid", "x=1", "--memory-limit", "7"), "memory_limit"),
+        (("model:run", "--grid", "x=1", "--parse", "(.*)"), "--parse '(.*)'"),
+        (("model:run", "--grid", "x=1", "--output", "no/dir/a.csv"), "no directory 'no/dir'"),
+        (("model:run", "--grid", "x=1", "--output", "/proc/a.csv"), "cannot be written"),
+        (("--command", "echo 1", "--grid", "x=1", "--scratch", "no/scratch"), "no directory 'no'"),
         (("model:run", "--grid", "x=1", "--storage", "file.db"), "no URL"),
         (("model:run", "--resume"), "no search"),
         (("--command", "no-such-program-here", "--grid", "x=1"), "not found"),
@@ -221,7 +329,31 @@ def test_looking_makes_no_file(here: Path):
     assert (done.returncode, (here / "missing.db").exists()) == (2, False)
     robust_eval(here, "run", "model:run", "--grid", "x=1")
     assert "There are: 0" in robust_eval(here, "show", "--search-id", "9").stderr
-    assert "no job '0.7'" in robust_eval(here, "show", "runs.db", "0.7").stderr
+    assert "no job '0.7'" in robust_eval(here, "show", "runs.db", "7").stderr
+    assert "no kind of failure. Choose one of timeout, memory" in robust_eval(here, "show", "--kind", "late").stderr
+    assert "no search" in robust_eval(here, "run", "model:run", "--resume", "--storage", "sqlite:///other.db").stderr
+    assert not (here / "other.db").exists()
+    assert "no directory 'no'" in robust_eval(here, "report", "-o", "no/a.html").stderr
+    assert lines(robust_eval(here, "show", "runs.db", "0"))[0]["job_id"] == "0.0"
+
+
+def test_wrong_usage_leaves_no_search(here: Path):
+    """So that --resume goes on with the one before it."""
+    robust_eval(here, "run", "model:run", "--grid", "x=1")
+    wrong = robust_eval(here, "run", "model:run", "--grid", "x=1", "--log-dir", "model.py")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "0" in robust_eval(here, "show", "--search-id", "9").stderr.partition("There are: ")[2]
+    assert "1" not in robust_eval(here, "show", "--search-id", "9").stderr.partition("There are: ")[2]
+
+
+def test_a_results_file_that_cannot_be_written_ends_the_search_and_keeps_it(here: Path):
+    """Code 4, one line, and what is done is in the storage."""
+    (here / "full.py").write_text("import shutil\ndef run(job):\n    shutil.rmtree('out')\n    return 1\n")
+    (here / "out").mkdir()
+    done = robust_eval(here, "run", "full:run", "--grid", "x=1", "--output", "out/results.csv")
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert "--output out/results.csv cannot be written" in done.stderr
+    assert lines(robust_eval(here, "show"))[0]["objective"] == 1.0
 
 
 def test_errors_have_their_codes(capsys: pytest.CaptureFixture[str]):
@@ -251,8 +383,8 @@ def test_a_terminal_shows_a_bar_and_what_to_do_next(here: Path):
         assert terminal.wait() == 1
         assert "3/3" in terminal.text
         assert "2 ok, 1 exception" in terminal.text
-        assert "3 outcomes, 1 failed, in results.csv and in sqlite:///runs.db, search 0" in terminal.text
-        assert "robust-eval show sqlite:///runs.db 0.2" in terminal.text
+        assert "3 outcomes, 1 failed, in results.csv and in runs.db, search 0" in terminal.text
+        assert "robust-eval show runs.db 0.2" in terminal.text
         assert "{" not in terminal.text
     with Terminal([*COMMAND, "show", "--limit", "2"], here) as terminal:
         assert terminal.wait() == 0

@@ -289,6 +289,7 @@ def test_a_command_over_its_time_dies_with_everything_below_it(at_home: Path):
     (job,) = evaluate(command, [{"mark": "mark-7391"}], job_timeout=1.5)
     assert job.failure.kind == "timeout"
     assert job.failure.output_tail == "solving\n"
+    assert job.failure.stack is None
     assert not alive_with("mark-7391")
     assert (Path(job.metadata["job_dir"]) / "deep").exists()
 
@@ -382,6 +383,30 @@ def test_the_directories_of_a_driver_that_was_killed_are_removed_by_the_next_com
     (scratch / ".open" / "0.4-torn").write_text("{")
     evaluate(Command(["echo", "1"], scratch=scratch), [{}], method="serial")
     assert directories(scratch) == {"0.1-alive", "0.2-elsewhere", "0.3-kept", ".open"}
+
+
+@pytest.mark.parametrize("error", [FileExistsError(17, "File exists"), FileNotFoundError(2, "No such file")])
+def test_directories_that_others_remove_meanwhile_are_made_again(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+):
+    """A job that ends removes the common directories when it was the last: another one that begins then goes on."""
+    make = Path.mkdir
+    raced = iter([True])
+
+    def mkdir(path: Path, *arguments: object, **options: object) -> None:
+        if path.name == ".open" and next(raced, False):
+            raise error
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert Command(["echo", "3"], scratch=scratch)({}) == 3
+
+
+def test_a_scratch_directory_that_is_a_file_is_told(scratch: Path):
+    """By its name."""
+    scratch.write_text("")
+    with pytest.raises((FileExistsError, NotADirectoryError), match="scratch"):
+        Command(["echo", "3"], scratch=scratch)({})
 
 
 def test_a_call_without_an_evaluator_takes_its_directory_back(scratch: Path):

@@ -101,14 +101,47 @@ def test_a_search_that_is_stopped_is_logged(caplog):
 
 
 def test_nothing_is_said_unasked():
-    """Without a handler of the user's not even errors come out."""
+    """Without a handler of the user's not even errors come out, such as that of a search that is stopped."""
     code = (
-        "from robust_eval import Evaluator\n"
-        "class Broken:\n    def on_done(self, job): raise ValueError\n"
+        "from robust_eval import Evaluator, SearchBroken\n"
         "def run(job): raise ValueError\n"
-        "with Evaluator.create(run, 'serial', {'callbacks': [Broken()]}) as evaluator:\n"
-        "    evaluator.submit([{}]); evaluator.gather('ALL')\n"
+        "with Evaluator.create(run, 'serial', {'max_consecutive_failures': 1}) as evaluator:\n"
+        "    evaluator.submit([{}, {}])\n"
+        "    try: evaluator.gather('ALL')\n"
+        "    except SearchBroken: pass\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+CALLBACK = """
+import logging
+from robust_eval import Callback, SerialEvaluator
+{setup}
+class Broken(Callback):
+    def on_done(self, job):
+        raise LookupError(f"of job {{job.id}}")
+with SerialEvaluator(lambda job: 1, callbacks=[Broken()]) as evaluator:
+    evaluator.submit([{{}}, {{}}])
+    assert [job.objective for job in evaluator.gather("ALL")] == [1, 1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "heard"),
+    [
+        ("", 1),
+        ("logging.basicConfig()", 1),
+        ("logging.getLogger('robust_eval').addHandler(logging.StreamHandler())", 1),
+        ("logging.getLogger('robust_eval.callbacks').setLevel(logging.CRITICAL)", 0),
+        ("logging.disable()", 0),
+    ],
+)
+def test_what_a_callback_raised_is_told_once_even_where_nobody_listens(setup, heard):
+    """With its traceback, by a handler of the user's or else on stderr; unless it is silenced."""
+    script = CALLBACK.format(setup=setup)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("LookupError: of job 0.0") == heard
+    assert done.stderr.count("Callback Broken.on_done raised") == heard
+    assert "0.1" not in done.stderr

@@ -114,6 +114,7 @@ def test_a_worker_that_is_gone_already_is_not_watched():
     meter.add(1, helper.pid)
     meter.begin(1, MIB, 0.0)
     meter.remove(1)
+    meter.note(1)
     assert (meter.next_at(), meter.due(1e9), meter.peak_bytes(1)) == (None, [], 0)
 
 
@@ -144,6 +145,14 @@ def test_the_peak_belongs_to_one_job(eater: Helper, watched: Meter):
     assert watched.peak_bytes(1) > 100 * MIB
     watched.begin(1, None, 1.0)
     assert watched.peak_bytes(1) == 0
+
+
+def test_what_is_held_before_a_kill_counts_for_the_peak(eater: Helper, watched: Meter):
+    """It is noted without a look being due."""
+    watched.begin(1, None, 0.0)
+    eater.ask("100")
+    watched.note(1)
+    assert watched.peak_bytes(1) > 100 * MIB
 
 
 def test_it_is_looked_at_when_it_could_next_be_over(eater: Helper, watched: Meter):

@@ -128,6 +128,14 @@ def test_what_pickle_cannot_do_cloudpickle_does():
     assert back(pack(lambda x: x + 1))(1) == 2
 
 
+def test_code_that_travels_by_value_knows_its_file():
+    """So that stacks and tracebacks name it and show its lines, in functions inside of functions, too."""
+    copy = unpack(pack(lambda: lambda: 1))
+    assert copy.__code__.co_filename == __file__
+    assert copy().__code__.co_filename == __file__
+    assert copy()() == 1
+
+
 def test_what_cannot_be_pickled_raises_what_it_raised():
     """The user's own error comes out, and nothing is left open."""
     with nothing_left(), pytest.raises(RuntimeError, match="not me"):

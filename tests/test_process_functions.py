@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import linecache
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -185,6 +187,18 @@ def test_functions_of_a_notebook_work_under_a_running_loop(tmp_path: Path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
     )
     assert (done.stdout.splitlines(), done.stderr) == (["[2.0, 4.0]", "[-1.0]"], "")
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_a_traceback_shows_the_lines_of_a_cell(monkeypatch: pytest.MonkeyPatch, start_method: str):
+    """They are in no file: the driver's `linecache` has them, where IPython puts them."""
+    cell, name = "def run(job):\n    return job['x'] / 0  # of a cell\n", "/nowhere/ipykernel_7/2432782073.py"
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(linecache.cache, name, (len(cell), 0.0, cell.splitlines(keepends=True), name))
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(cell, name, "exec"), space)  # noqa: S102  as a kernel does
+    job = only(space["run"], {"x": 1}, start_method=start_method)
+    assert f"File \"{name}\", line 2, in run\n    return job['x'] / 0  # of a cell\n" in job.failure.traceback
 
 
 def test_a_function_that_cannot_be_pickled_is_refused():

@@ -87,3 +87,21 @@ def test_each_job_has_its_own_limit():
         jobs = {job.config["limit"]: job for job in evaluator.gather("ALL")}
     assert jobs[100 * MIB].failure.kind == "memory"
     assert jobs[400 * MIB].failure is None
+
+
+def hold_and_hang_or_die(job: RunningJob) -> float:
+    hoard = np.ones(100 * MIB, dtype=np.uint8)
+    while job["way"] == "hang":
+        hoard.sum()
+    os.abort()
+
+
+def test_without_a_limit_a_kill_tells_the_memory_and_a_crash_tells_none():
+    """What a job held at the end of its time is measured; of one that died before anybody looked nothing is said."""
+    with ProcessPoolEvaluator(hold_and_hang_or_die, num_workers=2, job_timeout=1.0) as evaluator:
+        evaluator.submit([{"way": "hang"}, {"way": "die"}])
+        hung, dead = sorted(evaluator.gather("ALL"), key=lambda job: job.id)
+    assert (hung.failure.kind, dead.failure.kind) == ("timeout", "crash")
+    assert 100 * MIB < hung.metadata["peak_memory"] < 400 * MIB
+    assert hung.failure.peak_memory == hung.metadata["peak_memory"]
+    assert dead.metadata["peak_memory"] is None

@@ -58,3 +58,8 @@ def test_its_links_lead_to_files():
     targets = re.findall(r"\]\(([^)#:]+)\)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_what_is_installed_says_that_it_is_typed():
+    """Type checkers read the annotations of an installed package only where this marker is (PEP 561)."""
+    assert (ROOT / "robust_eval" / "py.typed").is_file()

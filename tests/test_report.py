@@ -12,6 +12,7 @@ from robust_eval.evaluators.base import Evaluator
 from robust_eval.failure import Failure
 from robust_eval.job import Job
 from robust_eval.report import write_report
+from robust_eval.report.figures import COLOURS, ink_on
 from robust_eval.report.rows import groups_of, rows_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -109,13 +110,41 @@ def test_failures_are_grouped_by_kind_and_stack():
         Failure("timeout", "late", stack=stack),
         Failure("crash", "code", exit_code=3),
         Failure("crash", "signal", signal="SIGSEGV"),
-        Failure("cancelled", "closed"),
+        Failure("cancelled", "it was closed after 1.5 s"),
     ]
     groups = groups_of(rows_of(map(failed, range(6), failures)))
     shared = {group.shared: group.job_ids for group in groups}
     assert next(iter(shared.values())) == ["0.0", "0.1"]
     assert shared["b.py:3 in run < c.py:4 in go"] == ["0.2"]
-    assert {"exit code 3", "SIGSEGV", "no stack"} <= set(shared)
+    assert {"exit code 3", "SIGSEGV", "it was closed after # s"} <= set(shared)
+
+
+def test_kills_of_one_loop_are_one_group(tmp_path):
+    """Wherever in the loop the kill came, and where it tore the stack; the lines that it has are shown."""
+    source = tmp_path / "model.py"
+    source.write_text("def run(job):\n    while True:\n        a = 1\n        b = 2\n        c = 3\n")
+    head = "Current thread 0x1 (most recent call first):\n"
+    stacks = [f'{head}  File "{source}", line {line} in run\n  File "{source}", li' for line in (3, 4, 5)]
+    stacks += [f'{head}  File "', None]
+    jobs = []
+    for number, stack in enumerate(stacks):
+        jobs.append(Job(f"0.{number}", {}, None))
+        jobs[-1].fail(Failure("timeout", f"it ran {number}.5 s", stack=stack))
+    groups = {group.shared: group.job_ids for group in groups_of(rows_of(jobs))}
+    assert groups == {"model.py:3 in run": ["0.0", "0.1", "0.2"], "it ran # s": ["0.3", "0.4"]}
+
+
+def test_what_is_written_on_a_colour_can_be_read():
+    """Black or white, whichever has the contrast that WCAG 2 asks of text, 4.5."""
+
+    def luminance(colour):
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for colour in COLOURS.values():
+        dark, light = sorted((luminance(colour), luminance(ink_on(colour))))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
 
 
 def test_a_search_without_measurements_says_so(tmp_path):
@@ -147,7 +176,14 @@ def test_a_notebook_shows_jobs_and_evaluators():
     assert EVIL not in first._repr_html_()
     assert "document.title" in first._repr_html_()
     assert "ValueError: bad 3" in second._repr_html_()
-    assert "ready" in Job("0.0", {}, None)._repr_html_()
+    job = Job("0.0", {}, None)
+    assert "ready" in job._repr_html_()
+    job.metadata.update(duration=0.12345, peak_memory=3 << 20, timestamp_gather=None)
+    assert "0.123 s" in job._repr_html_()
+    assert "3.0 MiB" in job._repr_html_()
+    assert "timestamp_gather" not in job._repr_html_()
+    job.metadata.update(duration="long", peak_memory=[1])
+    assert "long" in job._repr_html_()
 
 
 # -- in a browser
@@ -177,6 +213,13 @@ def pages(tmp_path_factory, jobs):
     for number, job in enumerate(many):  # as a pool would have noted it
         job.metadata.update(_worker=number % 8, _begun=number / 8, duration=1.0, peak_memory=1 << 20)
     return write_report(jobs, folder / "small.html"), write_report(many, folder / "large.html")
+
+
+# No part is wider than the window, and no legend lies on what it explains.
+_FITS = """() => document.documentElement.scrollWidth === innerWidth
+  && [...document.querySelectorAll(".figure > div")].every((figure) =>
+  figure.querySelector(".legend").getBoundingClientRect().bottom
+    <= figure.querySelector(".nsewdrag").getBoundingClientRect().top + 1)"""
 
 
 def opened(browser, page: Path, **how):
@@ -209,6 +252,10 @@ def test_the_page_works_in_a_browser(browser, pages):
     tab.locator("#jobs th", has_text="objective").click()
     assert column(3)[:3] == ["7", "6", "5"]
     assert column(3)[-2:] == ["", ""]
+    assert tab.locator("#jobs th[aria-sort=descending]").inner_text() == "objective"
+    tab.locator("#jobs th button", has_text="x").first.focus()
+    tab.keyboard.press("Enter")
+    assert column(8) == sorted(column(8))
     tab.select_option("#outcome", "timeout")
     assert column(8) == ["4"]
     tab.select_option("#outcome", "")
@@ -225,6 +272,9 @@ def test_the_page_works_in_a_browser(browser, pages):
     assert back() == "rgb(255, 255, 255)"
     tab.click("#theme")
     assert back() == "rgb(18, 22, 28)"
+    for width in (420, 1300):
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.wait_for_function(_FITS)
     assert said == []
     tab.close()
 

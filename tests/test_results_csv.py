@@ -280,9 +280,34 @@ def test_a_dump_that_fails_loses_nothing(tmp_path):
     with SerialEvaluator(lambda job: job["x"]) as evaluator:
         evaluator.submit([{"x": 1}])
         evaluator.gather("ALL")
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError, match=r"make it first: '.*nowhere'"):
             evaluator.dump_evals(log_dir=tmp_path / "nowhere")
         evaluator.dump_evals(log_dir=tmp_path)
         assert evaluator.jobs_done == []
         evaluator.dump_evals(log_dir=tmp_path)
     assert len(pd.read_csv(tmp_path / "results.csv")) == 1
+
+
+@pytest.mark.parametrize("dumps_before", [0, 1])
+def test_a_dump_that_is_interrupted_writes_nothing_twice(tmp_path, monkeypatch, dumps_before):
+    """Ctrl-C just after the rows were written and before anybody knows: the next dump looks at the file."""
+    with SerialEvaluator(lambda job: job["x"]) as evaluator:
+        for x in range(dumps_before):
+            evaluator.submit([{"x": x}])
+            evaluator.gather("ALL")
+            evaluator.dump_evals(log_dir=tmp_path)
+        evaluator.submit([{"x": 10}, {"x": 11}])
+        evaluator.gather("ALL")
+        write = ResultsFile.write
+
+        def interrupted(*arguments):
+            write(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ResultsFile, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                evaluator.dump_evals(log_dir=tmp_path)
+        evaluator.dump_evals(log_dir=tmp_path)
+    assert pd.read_csv(tmp_path / "results.csv")["p:x"].tolist() == [*range(dumps_before), 10, 11]
+    assert not (tmp_path / "results.csv.1").exists()

@@ -160,6 +160,10 @@ def test_a_job_that_never_reached_the_pool_settles_too(settling: Settling, arriv
         (failed("crash", "protocol", detail="garbage"), "not of the protocol: garbage"),
         (failed("memory", peak_memory=3 * GIB, memory_limit=2 * GIB), "took 3.00 GiB, over its memory_limit of 2.00"),
         (
+            failed("memory", peak_memory=514 << 20, memory_limit=GIB // 2),
+            "took 514.0 MiB, over its memory_limit of 512",
+        ),
+        (
             failed("memory", oom_killed=True, peak_memory=GIB),
             "the kernel's OOM killer ended the worker (peak seen: 1.0",
         ),
@@ -226,6 +230,24 @@ def test_a_stack_is_shown_without_our_frames():
         for item in (failed("timeout", stack_missing="masked"), failed("timeout"), failed("crash"))
     ]
     assert missing == ["masked", "the job ended by itself within its grace period", None]
+
+
+def test_a_stack_does_not_show_how_an_executable_is_waited_for():
+    """Of a command nothing is left, and that is said; of a function that calls one its own frames are."""
+    head = "Current thread 0x1 (most recent call first):"
+    waits = [
+        '  File "/lib/selectors.py", line 468 in select',
+        '  File "/x/robust_eval/command/process.py", line 106 in follow',
+        '  File "/x/robust_eval/command/command.py", line 150 in __call__',
+    ]
+    user, ours = (
+        '  File "user.py", line 3 in run',
+        '  File "/x/robust_eval/processes/evaluation.py", line 60 in __call__',
+    )
+    alone = failure_of(failed("timeout", stack="\n".join([head, *waits, ours])), POLICY)
+    assert (alone.stack, alone.stack_missing) == (None, "an executable was running, and only Python has such a stack")
+    called = failure_of(failed("timeout", stack="\n".join([head, *waits, user, ours])), POLICY)
+    assert (called.stack, called.stack_missing) == (f"{head}\n{user}", None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a search shows: the table of its workers, lines of JSON, and the summary at its end."""
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -36,12 +37,22 @@ def outcome_of(job: Job) -> dict[str, Any]:
 
 
 class JsonLines(Callback):
-    """A line of JSON for each job, at once."""
+    """A line of JSON for each job, at once. Where nobody reads any more (``| head``), the search goes on without."""
+
+    def __init__(self) -> None:
+        self._read = True
 
     def on_done(self, job: Job) -> None:
         """Write the job's line."""
-        sys.stdout.write(json.dumps(outcome_of(job), default=str) + "\n")
-        sys.stdout.flush()
+        if not self._read:
+            return
+        try:
+            sys.stdout.write(json.dumps(outcome_of(job), default=str) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._read = False
+            # What is still in the buffer must not raise again at the interpreter's exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class LiveCallback(ProgressCallback):

@@ -31,7 +31,7 @@ _PACKAGES: Final = {
     "typer": "cli",
     "plotly": "report",
     "tqdm": "progress",
-    "hypothesis": "test",
+    "hypothesis": "falsify",
 }
 _TRIAL_S: Final = 1.0
 
@@ -49,8 +49,8 @@ def doctor(
 ) -> None:
     """Tell what this machine can enforce: start methods, kills, limits, versions.
 
-    Real workers are started and really killed, which takes a few seconds. The exit code is 1 where something that
-    robust_eval promises does not work here.
+    Real workers are started and really killed, which takes a few seconds.
+    The exit code is 1 where something that robust_eval promises does not work here.
     """
     findings = [*_facts(), *_kernel(), *_trials()]
     if json:

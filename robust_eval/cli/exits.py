@@ -23,7 +23,7 @@ class Exit(IntEnum):
 
 EPILOG: Final = (
     "Exit codes: 0 every job has a value; 1 some jobs failed; 2 wrong usage; 3 the search was stopped because too much "
-    "failed; 4 the storage failed; 130 stopped by Ctrl-C; 143 stopped by SIGTERM."
+    "failed; 4 the storage or the results file failed; 130 stopped by Ctrl-C; 143 stopped by SIGTERM."
 )
 
 

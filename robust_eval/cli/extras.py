@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from robust_eval.cli.exits import Exit
+
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
@@ -20,4 +22,6 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0] == "robust_eval":
             raise
-        sys.exit(f"robust-eval needs the package {missing.name!r} for this: pip install 'robust-eval[{extra}]'")
+        hint = f"robust-eval needs the package {missing.name!r} for this: pip install 'robust-eval[{extra}]'"
+        print(hint, file=sys.stderr)  # noqa: T201  this is where it is told
+        raise SystemExit(Exit.USAGE) from missing

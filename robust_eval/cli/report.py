@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from robust_eval.cli.exits import told
-from robust_eval.cli.extras import needs
+from robust_eval.cli.outputs import check_writable
 from robust_eval.cli.searching import DEFAULT_STORAGE
 from robust_eval.cli.stored import jobs_of, open_storage, search_of
 
@@ -19,9 +19,10 @@ def report(
     search_id: Annotated[str | None, typer.Option(help="The search; by default the last one.")] = None,
 ) -> None:
     """Write one self-contained page about a search, which opens from disk."""
-    with needs("report"):
-        from robust_eval.report import write_report  # noqa: PLC0415  another extra, needed only here
     with told():
+        from robust_eval.report import write_report  # noqa: PLC0415  another extra, needed only here
+
+        check_writable("--output", output)
         opened = open_storage(storage)
         search = search_of(opened, search_id)
         jobs = jobs_of(opened, search)

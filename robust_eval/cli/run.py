@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from robust_eval.cli import searching
+from robust_eval.cli import searching, values
 from robust_eval.cli.configs import configurations
 from robust_eval.cli.exits import told
+from robust_eval.cli.outputs import check_writable
 from robust_eval.cli.target import command_of, function_of
 from robust_eval.errors import InvalidArgument
 
@@ -34,31 +35,70 @@ def run(
         ),
     ] = None,
     grid: Annotated[
-        list[str] | None, typer.Option(help="Values of a parameter, x=1,2,3; repeated, and combined with the file.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUES", help="Values of a parameter; one --grid for each."),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Jobs that run at a time.")] = os.cpu_count()
-    or 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", parser=values.count, metavar="N", help="Jobs that run at a time.")
+    ] = os.cpu_count() or 1,
     job_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that a job may run.", rich_help_panel=_LIMITS)
+        float | None,
+        typer.Option(parser=values.seconds, metavar="SECONDS", help="How long a job may run.", rich_help_panel=_LIMITS),
     ] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(help="Memory of a job with all its processes: 2GiB, or auto.", rich_help_panel=_LIMITS),
+        typer.Option(
+            parser=values.memory,
+            metavar="SIZE",
+            help="What a job may take with all its processes: 2GiB, 0.5 (of this machine), or auto (this machine "
+            "shared by the workers).",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     grace_period: Annotated[
-        float, typer.Option(help="Seconds between a polite stop and the kill.", rich_help_panel=_LIMITS)
+        float,
+        typer.Option(
+            parser=values.seconds_from_zero,
+            metavar="SECONDS",
+            help="Time between a polite stop and the kill.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = 0.0,
     max_retries: Annotated[
-        int, typer.Option(min=0, help="Further attempts of a job that failed.", rich_help_panel=_LIMITS)
+        int,
+        typer.Option(
+            parser=values.count_or_none,
+            metavar="N",
+            help="Further attempts of a job that failed.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = 0,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that the whole search may take.", rich_help_panel=_LIMITS)
+        float | None,
+        typer.Option(
+            parser=values.seconds_from_zero,
+            metavar="SECONDS",
+            help="How long the whole search may take.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     max_failure_rate: Annotated[
-        float | None, typer.Option(help="Stop when more than this share failed, 0 to 1.", rich_help_panel=_LIMITS)
+        float | None,
+        typer.Option(
+            parser=values.share,
+            metavar="SHARE",
+            help="Stop when more than this share failed, from 0 to 1.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     max_consecutive_failures: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many failures in a row.", rich_help_panel=_LIMITS)
+        int | None,
+        typer.Option(
+            parser=values.count,
+            metavar="N",
+            help="Stop after so many failures in a row.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     storage: Annotated[
         str, typer.Option(help="Where jobs are kept as they come; memory:// for nowhere.", rich_help_panel=_KEPT)
@@ -93,9 +133,18 @@ def run(
             rich_help_panel=_COMMAND,
         ),
     ] = None,
+    ok_exit_code: Annotated[
+        list[int] | None,
+        typer.Option(
+            parser=values.count_or_none,
+            metavar="CODE",
+            help="An exit code that is no failure, instead of 0; may be repeated.",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = None,
     scratch: Annotated[
-        str, typer.Option(help="Where scratch directories are made.", rich_help_panel=_COMMAND)
-    ] = "scratch",
+        Path, typer.Option(file_okay=False, help="Where scratch directories are made.", rich_help_panel=_COMMAND)
+    ] = Path("scratch"),
     keep: Annotated[Keep, typer.Option(help="Which of them stay.", rich_help_panel=_COMMAND)] = Keep.failed,
     live: Annotated[bool, typer.Option("--live", help="Show what each worker does.", rich_help_panel=_SHOWN)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.", rich_help_panel=_SHOWN)] = False,
@@ -119,20 +168,25 @@ def run(
     """
     with told():
         given = list(target or [])
+        if command is None and parse is not None:
+            raise InvalidArgument(f"--parse {parse!r} reads what a --command prints, and there is none.")
         if command is not None:
-            function = command_of(command, parse, scratch, keep.value)
+            check_writable("--scratch", scratch)
+            codes = ok_exit_code or [0]
+            function = command_of(command, parse, scratch=scratch, keep=keep.value, ok_exit_codes=codes)
         elif given:
             function = function_of(given.pop(0))
         else:
             raise InvalidArgument("There is nothing to run. Pass module:function, or --command.")
         if len(given) > 1:
             raise InvalidArgument(f"{given[1:]} is too much. Pass one file of configurations.")
-        if not given and not grid and not resume:
+        if not given and not grid and not (resume or search_id):
             raise InvalidArgument("There are no configurations. Pass a file, --grid x=1,2,3, or --resume.")
         configs = configurations(given[0] if given else None, grid or ()) if given or grid else []
+        check_writable("--output", output)
         limits: dict[str, Any] = {
             "job_timeout": job_timeout,
-            "memory_limit": _memory(memory_limit),
+            "memory_limit": memory_limit,
             "grace_period": grace_period,
             "max_retries": max_retries,
             "max_failure_rate": max_failure_rate,
@@ -144,11 +198,3 @@ def run(
         shown = searching.Shown(live=live, quiet=quiet, json=json)
         code = searching.search(function, configs, limits, timeout=timeout, kept=kept, shown=shown)
     raise typer.Exit(code)
-
-
-def _memory(text: str | None) -> str | float | None:
-    """A share such as 0.5 is a number, whatever has a unit is not."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text

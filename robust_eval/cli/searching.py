@@ -12,7 +12,8 @@ from rich.console import Console
 
 from robust_eval.cli.display import JsonLines, LiveCallback, Summary
 from robust_eval.cli.exits import Exit
-from robust_eval.errors import InvalidArgument, SearchBroken
+from robust_eval.cli.stored import may_exist, search_of, short
+from robust_eval.errors import InvalidArgument, SearchBroken, StorageError
 from robust_eval.evaluators.process import ProcessPoolEvaluator
 from robust_eval.progress import ProgressCallback
 from robust_eval.storage.base import Storage
@@ -64,7 +65,7 @@ def search(
     """
     storage, search_id = _storage(kept)
     console = Console()
-    summary = Summary(console, kept.storage, kept.output)
+    summary = Summary(console, short(kept.storage), kept.output)
     callbacks = [summary, *_watchers(shown, console)]
     evaluator = ProcessPoolEvaluator(function, callbacks=callbacks, storage=storage, search_id=search_id, **limits)
     summary.search_id = evaluator.search_id
@@ -94,13 +95,12 @@ def _watchers(shown: Shown, console: Console) -> list[Any]:
 
 
 def _storage(kept: Kept) -> tuple[Storage, str | None]:
-    storage = Storage.from_url(kept.storage).connect()
-    if not kept.resume or kept.search_id is not None:
-        return storage, kept.search_id
-    searches = storage.load_all_search_ids()
-    if not searches:
+    if not kept.resume:
+        return Storage.from_url(kept.storage).connect(), None
+    storage = Storage.from_url(kept.storage).connect() if may_exist(kept.storage) else None
+    if storage is None or (kept.search_id is None and not storage.load_all_search_ids()):
         raise InvalidArgument(f"There is no search in {kept.storage} to resume. Leave out --resume to begin one.")
-    return storage, searches[-1]
+    return storage, search_of(storage, kept.search_id)
 
 
 def _close(storage: Storage) -> None:
@@ -146,4 +146,10 @@ def _end_now(_number: int, _frame: object) -> NoReturn:
 
 
 def _dump(evaluator: ProcessPoolEvaluator, output: Path) -> None:
-    evaluator.dump_evals(log_dir=output.parent, filename=output.name)
+    try:
+        evaluator.dump_evals(log_dir=output.parent, filename=output.name)
+    except OSError as error:
+        raise StorageError(
+            f"--output {output} cannot be written: {error.strerror}. What is done is kept in the storage: the same "
+            "line with --resume goes on."
+        ) from error

@@ -10,10 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robust_eval.cli import values
 from robust_eval.cli.display import outcome_of
-from robust_eval.cli.exits import Exit, told
+from robust_eval.cli.exits import told
 from robust_eval.cli.searching import DEFAULT_STORAGE
 from robust_eval.cli.stored import job_of, jobs_of, open_storage, search_of
+from robust_eval.errors import InvalidArgument
+from robust_eval.failure import FAILURE_KINDS
+from robust_eval.html_view import is_told, measured
 from robust_eval.job import Job, JobStatus
 
 _MIB: Final = 1024 * 1024
@@ -21,11 +25,15 @@ _MIB: Final = 1024 * 1024
 
 def show(
     storage: Annotated[str, typer.Argument(help="A file (runs.db) or a storage's URL.")] = DEFAULT_STORAGE,
-    job: Annotated[str | None, typer.Argument(help='A job\'s id, "0.12", to see all of it.')] = None,
+    job: Annotated[
+        str | None, typer.Argument(help="A job, to see all that is known of it: 0.12, or 12 of the last search.")
+    ] = None,
     search_id: Annotated[str | None, typer.Option(help="The search; by default the last one.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only jobs that failed.")] = False,
-    kind: Annotated[str | None, typer.Option(help="Only failures of this kind.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="The most rows; 0 for all.")] = 50,
+    kind: Annotated[str | None, typer.Option(help=f"Only failures of one kind: {', '.join(FAILURE_KINDS)}.")] = None,
+    limit: Annotated[
+        int, typer.Option(parser=values.count_or_none, metavar="N", help="The most rows; 0 for all.")
+    ] = 50,
     json: Annotated[bool, typer.Option("--json", help="Lines of JSON, as into a pipe.")] = False,
 ) -> None:
     """Show a search, or one job with its failure.
@@ -34,9 +42,11 @@ def show(
     """
     console = Console()
     with told():
+        if kind is not None and kind not in FAILURE_KINDS:
+            raise InvalidArgument(f"--kind {kind!r} is no kind of failure. Choose one of {', '.join(FAILURE_KINDS)}.")
         opened = open_storage(storage)
         if job is not None:
-            jobs = [job_of(opened, job)]
+            jobs = [job_of(opened, job, search_id)]
         else:
             search = search_of(opened, search_id)
             jobs = [each for each in jobs_of(opened, search) if _wanted(each, failed=failed, kind=kind)]
@@ -47,8 +57,6 @@ def show(
         _show_job(console, jobs[0])
     else:
         _show_search(console, search, jobs, limit)
-    if not jobs:
-        raise typer.Exit(Exit.OK)
 
 
 def _wanted(job: Job, *, failed: bool, kind: str | None) -> bool:
@@ -74,7 +82,13 @@ def _row(job: Job) -> Iterable[str | Text]:
     metadata = job.metadata
     yield job.id
     yield Text(outcome, style={"ok": "green", "open": "dim"}.get(outcome, "red"))
-    yield "" if job.objective is None else str(job.objective)
+    yield (
+        f"{job.objective:.7g}"
+        if isinstance(job.objective, float)
+        else ""
+        if job.objective is None
+        else str(job.objective)
+    )
     yield _with_unit(metadata.get("duration"), 1, "s", 2)
     yield _with_unit(metadata.get("peak_memory"), _MIB, "MiB", 0)
     yield Text(_config_line(job), overflow="ellipsis", no_wrap=True)
@@ -98,7 +112,7 @@ def _show_job(console: Console, job: Job) -> None:
     console.print(Text(f"job {job.id}: {_config_line(job)}", style="bold"), soft_wrap=True)
     console.print(Text(f"outcome {_outcome(job)}, objective {job.objective}"), soft_wrap=True)
     for key, value in job.metadata.items():
-        if not str(key).startswith("_"):
-            console.print(Text(f"  {key} = {value}"), soft_wrap=True)
+        if is_told(key, value):
+            console.print(Text(f"  {key} = {measured(str(key), value)}"), soft_wrap=True)
     if job.failure is not None:
         console.print(Text(job.failure.render()), soft_wrap=True)

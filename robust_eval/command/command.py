@@ -190,7 +190,7 @@ class Command(Callback):
         if ended.code < 0:
             name = _signal_name(-ended.code)
             raise CommandFailed(f"{program} was ended by {name}", name, None, tail)
-        hint = ""
+        hint = f", which is not in ok_exit_codes={sorted(self._ok)}"
         if ended.code > _SHELLS_SIGNAL and (name := _signal_name(ended.code - _SHELLS_SIGNAL)).startswith("SIG"):
             hint = f", a launcher's word for {name}"
         raise CommandFailed(f"{program} ended with exit code {ended.code}{hint}", None, ended.code, tail)

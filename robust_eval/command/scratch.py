@@ -81,11 +81,13 @@ class Scratch:
     def _set_mark(self, name: str, owner: Owner) -> None:
         mark = self._mark(name)
         for _ in range(_MOST_TRIES):
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            # Another job may have removed the directory of marks, empty, a moment ago. From now on it is not empty.
-            with contextlib.suppress(FileNotFoundError):
+            # Another job may remove the directories, empty, at any moment until the mark is there. `mkdir` then finds
+            # that one of its parents is gone again, or that what it found there is no directory any more.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                mark.parent.mkdir(parents=True, exist_ok=True)
                 mark.write_text(json.dumps(owner), encoding="utf-8")
                 return
+        mark.parent.mkdir(parents=True, exist_ok=True)  # where something else has this name, that is told
         raise InternalError(f"{mark.parent} vanished {_MOST_TRIES} times as soon as it was made.")
 
     def keep(self, name: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,12 +67,21 @@ class Dumping:
                 gives a dict for a job.
             log_dir: the directory of the file.
             filename: its name.
+
+        Raises:
+            FileNotFoundError: ``log_dir`` is no directory.
         """
         rows = self._rows(self.jobs_done, saved_keys)
-        if rows:
-            self._results.write(Path(log_dir) / filename, rows)
-        # Only now: what could not be written stays for the next dump.
-        del self.jobs_done[: len(rows)]
+        if rows and not Path(log_dir).is_dir():
+            raise FileNotFoundError(errno.ENOENT, "dump_evals: log_dir is no directory, make it first", str(log_dir))
+        try:
+            if rows:
+                self._results.write(Path(log_dir) / filename, rows)
+            # Only now: what could not be written stays for the next dump.
+            del self.jobs_done[: len(rows)]
+        except BaseException:  # Ctrl-C, too: some rows may be in the file, and must not get into it twice
+            self._results.forget()
+            raise
 
     def to_frame(self) -> pd.DataFrame:
         """Give every gathered job as a row of a DataFrame, with the columns of the CSV."""

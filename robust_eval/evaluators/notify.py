@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from robust_eval.errors import SearchStopped
-from robust_eval.logs import logger
+from robust_eval.logs import log_users_error, logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,12 +60,8 @@ class Notifier:
         what = (type(callback).__qualname__, hook)
         if what not in self._reported:
             self._reported.add(what)
-            _logger.error(
-                "Callback %s.%s raised; no job is lost by it, further errors of it are not shown.",
-                *what,
-                exc_info=error,
-                extra={"callback": what[0], "hook": hook},
-            )
+            message = "Callback %s.%s raised; no job is lost by it, further errors of it are not shown."
+            log_users_error(_logger, error, message, *what, extra={"callback": what[0], "hook": hook})
 
     def raise_stop(self) -> None:
         """Raise the `SearchStopped` that a callback asked for, if any, once."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
 from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.base import Evaluator
+from robust_eval.evaluators.ledger import Retries
 from robust_eval.evaluators.settings import parse_environments, parse_start_method, policy_of, refuse_windows
 from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
-from robust_eval.limits import parse_memory, parse_seconds
+from robust_eval.limits import parse_count, parse_memory, parse_seconds
 from robust_eval.processes.blame import describe_error
 from robust_eval.processes.evaluation import Evaluation
+from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
@@ -124,6 +126,20 @@ class ProcessPoolEvaluator(Evaluator):
         log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         refuse_windows()
+        # First of all: a search whose evaluator is refused is not made.
+        workers = parse_count("num_workers", num_workers)
+        policy = policy_of(
+            workers,
+            Retries.parse(max_retries, retry_on),
+            grace_period=grace_period,
+            max_tasks_per_child=max_tasks_per_child,
+            max_start_failures=max_start_failures,
+            start_timeout=start_timeout,
+            kill_timeout=kill_timeout,
+        )
+        self._job_timeout = parse_seconds("job_timeout", job_timeout)
+        self._memory_limit = parse_memory(memory_limit, num_workers=workers)
+        self._log_dir = _directory(log_dir)
         super().__init__(
             run_function,
             num_workers,
@@ -138,18 +154,6 @@ class ProcessPoolEvaluator(Evaluator):
             max_consecutive_failures=max_consecutive_failures,
             max_attempts=max_attempts,
         )
-        self._job_timeout = parse_seconds("job_timeout", job_timeout)
-        self._memory_limit = self._limit("memory_limit", memory_limit)
-        self._log_dir = _directory(log_dir)
-        policy = policy_of(
-            self.num_workers,
-            self._retries,
-            grace_period=grace_period,
-            max_tasks_per_child=max_tasks_per_child,
-            max_start_failures=max_start_failures,
-            start_timeout=start_timeout,
-            kill_timeout=kill_timeout,
-        )
         settings = PoolSettings(
             policy=policy if self._log_dir is None else {**policy, "max_depth": 1},
             python=self.PYTHON_EXE,
@@ -159,7 +163,7 @@ class ProcessPoolEvaluator(Evaluator):
             worker_seed=worker_seed,
             begun_log=None if self._keeper is None else str(self._keeper.begun_log),
         )
-        self._engage(Bundle(self._runner(), initializer, tuple(initargs)), settings)
+        self._engage(Bundle(self._runner(), initializer, tuple(initargs), sources()), settings)
 
     def _runner(self) -> Evaluation:
         # A storage that lasts is there for the jobs, too; that of memory is the driver's alone.
@@ -188,7 +192,7 @@ class ProcessPoolEvaluator(Evaluator):
         return parse_memory(value, num_workers=self.num_workers)
 
     def _limits_of(self, job: Job, options: Mapping[str, Any]) -> tuple[float | None, int | None]:
-        limits = {"job_timeout": self._job_timeout, "memory_limit": self._memory_limit}
+        limits: dict[str, Any] = {"job_timeout": self._job_timeout, "memory_limit": self._memory_limit}
         for name, value in options.items():
             limits[name] = self._limit(name, value(job.config) if callable(value) else value)
         return limits["job_timeout"], limits["memory_limit"]
@@ -267,6 +271,7 @@ def _directory(path: str | os.PathLike[str] | None) -> Path | None:
         directory = Path(path).resolve()
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, TypeError) as error:
-        msg = f"log_dir={bounded_repr(path)} cannot be made: {error}. Pass a directory that can be written."
+        shown = bounded_repr(str(path) if isinstance(path, Path) else path)
+        msg = f"log_dir={shown} cannot be made: {error}. Pass a directory that can be written."
         raise InvalidArgument(msg) from error
     return directory

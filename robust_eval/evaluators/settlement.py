@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from robust_eval.job import Job
 
 _OWN_FRAMES = ("robust_eval/processes/", 'File "<string>", line 1 in <module>')
+_WAITING_FRAMES = "robust_eval/command/"
+_FRAME = "  File "
 _MODULES = "Extension modules: "
 _GIB = 2**30
+_MIB = 2**20
 
 
 class Settling:
@@ -130,6 +133,7 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
     blamed = _fields(failed.blamed)
     kind: FailureKind = info["kind"]
     ended = blamed if "signal" in blamed else info  # an executable that the job ran, or its worker
+    stack = _without_our_frames(info.get("stack"))
     return Failure(
         kind=kind,
         message=_message(kind, info, blamed, policy),
@@ -138,8 +142,8 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
         peak_memory=info.get("peak_memory") or None,
         memory_limit=info["memory_limit"],
         acted=_acted(kind, info, blamed),
-        stack=_without_our_frames(info.get("stack")),
-        stack_missing=_stack_missing(kind, info),
+        stack=stack,
+        stack_missing=_stack_missing(kind, info, stack),
         traceback=blamed.get("traceback"),
         exception_type=blamed.get("exception_type"),
         exception=rebuilt(blamed.get("exception")),
@@ -181,18 +185,25 @@ def _acted(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any]) -> str
     return str(blamed.get("acted") or ("oom_killer" if info.get("oom_killed") else "memory_limit"))
 
 
-def _stack_missing(kind: str, info: Mapping[str, Any]) -> str | None:
-    if kind != "timeout" or info.get("stack"):
+def _stack_missing(kind: str, info: Mapping[str, Any], shown: str | None) -> str | None:
+    if kind != "timeout" or shown is not None:
         return None
+    if info.get("stack"):
+        return "an executable was running, and only Python has such a stack"
     return str(info.get("stack_missing") or "the job ended by itself within its grace period")
 
 
 def _without_our_frames(stack: str | None) -> str | None:
-    """The stack without the frames at its bottom that called the run function."""
-    if stack is None:
+    """The stack without the frames that called the run function, and those at its top that wait for an executable."""
+    if not stack:
         return None
     lines = [line for line in stack.splitlines() if not line.startswith(_MODULES)]
-    return "\n".join(line for line in lines if not any(frame in line for frame in _OWN_FRAMES))
+    shown = [line for line in lines if not any(frame in line for frame in _OWN_FRAMES)]
+    waiting = [number for number, line in enumerate(shown) if _WAITING_FRAMES in line]
+    if not waiting:
+        return "\n".join(shown)
+    shown = [line for number, line in enumerate(shown) if number > waiting[-1] or not line.startswith(_FRAME)]
+    return "\n".join(shown) if any(line.startswith(_FRAME) for line in shown) else None
 
 
 def _message(kind: str, info: Mapping[str, Any], blamed: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
@@ -231,9 +242,12 @@ _WORDS = {
 def _about_memory(info: Mapping[str, Any]) -> str:
     peak = info.get("peak_memory") or 0
     if info.get("oom_killed"):
-        return f"the kernel's OOM killer ended the worker (peak seen: {peak / _GIB:.2f} GiB)"
-    limit = info["memory_limit"]
-    return f"the job's process tree took {peak / _GIB:.2f} GiB, over its memory_limit of {limit / _GIB:.2f} GiB"
+        return f"the kernel's OOM killer ended the worker (peak seen: {_size(peak)})"
+    return f"the job's process tree took {_size(peak)}, over its memory_limit of {_size(info['memory_limit'])}"
+
+
+def _size(value: float) -> str:
+    return f"{value / _GIB:.2f} GiB" if value >= _GIB else f"{value / _MIB:.1f} MiB"
 
 
 def _about_crash(info: Mapping[str, Any], detail: str) -> str:

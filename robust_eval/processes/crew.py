@@ -192,6 +192,7 @@ class Crew:
             if port is not None:
                 self._hearing.drain(port)
                 self._read_stamp(port)
+                self.meter.note(worker_id)
 
     def _read_stamp(self, port: Port) -> None:
         stamp = port.stamp()

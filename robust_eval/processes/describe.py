@@ -41,5 +41,5 @@ def describe(outcome: Outcome, memory_limit: int | None, unkilled: list[int]) ->
         late = outcome.late_payload.parcel
         info.setdefault("output_tail", outcome.late_payload.output_tail)
         peak_bytes = max(peak_bytes, outcome.late_payload.peak_bytes)
-    info["peak_memory"] = peak_bytes
+    info["peak_memory"] = peak_bytes or None  # a job that crashed before anybody looked was not measured
     return info, blamed, late

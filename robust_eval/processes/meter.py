@@ -136,6 +136,12 @@ class Meter:
         watch = self._watches.get(worker_id)
         return watch.peak if watch is not None else 0
 
+    def note(self, worker_id: int) -> None:
+        """Take what the tree holds now for its peak: it may be killed next, and without a limit nobody has looked."""
+        watch = self._watches.get(worker_id)
+        if watch is not None:
+            watch.peak = max(watch.peak, watch.tree.resident_bytes())
+
     def resident_bytes(self, worker_id: int) -> int:
         """What the tree holds now: the upper bound, in which shared pages count once for each process."""
         watch = self._watches.get(worker_id)

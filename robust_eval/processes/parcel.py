@@ -5,11 +5,15 @@ and more (numpy arrays, for one) lie behind the pickle and are not copied into i
 straight into the mapped memory.
 """
 
+import collections
 import errno
+import functools
+import io
 import os
 import pickle
 import struct
-from typing import Any, NamedTuple
+import types
+from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import system
 
@@ -20,6 +24,7 @@ _ALIGN = 64
 _PLAIN, _BUFFERS = b"P", b"B"
 _PLAIN_BYTE = _PLAIN[0]
 _STACK_GLOBAL = 0x93
+_NO_FILE = "<dynamic-code>"
 _COUNT = struct.Struct("<I")
 
 
@@ -58,13 +63,35 @@ def pack(obj: Any) -> Parcel:
     except Exception:  # noqa: BLE001 - user reductions raise anything; cloudpickle decides whether it can be done
         by_value = True
     if by_value:
-        import cloudpickle  # 25 ms, which the start of a pool would feel and most of its processes never need
-
         buffers.clear()
-        data = cloudpickle.dumps(obj, 5, buffer_callback=keep)
+        with io.BytesIO() as file:
+            _by_value_pickler()(file, 5, buffer_callback=keep).dump(obj)
+            data = file.getvalue()
     if not buffers and len(data) < INLINE_BYTES:
         return _PLAIN + data
     return _join(data, buffers)
+
+
+@functools.cache
+def _by_value_pickler() -> Any:
+    """The pickler of cloudpickle, whose code still knows its file.
+
+    cloudpickle writes ``<dynamic-code>`` for it since 3.1.2, so that equal cells of a notebook give equal bytes. That
+    would be the file in every stack and traceback of a script's function, and no line of it would be shown.
+    """
+    import cloudpickle  # 25 ms, which the start of a pool would feel and most of its processes never need
+
+    table = cloudpickle.Pickler.dispatch_table
+    reduce_code = table[types.CodeType]
+
+    def with_file(code: types.CodeType) -> tuple[Any, ...]:
+        kind, args = reduce_code(code)
+        return kind, tuple(code.co_filename if type(arg) is str and arg == _NO_FILE else arg for arg in args)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
+        dispatch_table: ClassVar[Any] = collections.ChainMap({types.CodeType: with_file}, table)
+
+    return Pickler
 
 
 def pack_plain(obj: Any) -> bytes:

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     def load() -> Bundle:
         bundle: Bundle = loading.load_bundle(bundle_fd, version)
         loading.share_main(bundle)
+        loading.share_sources(bundle.sources)
         return bundle
 
     os._exit(run_worker(fds, load, Streams(), calls))

@@ -95,6 +95,7 @@ class Template:
         bundle = loading.load_bundle(bundle_fd, message["version"])
         loading.refuse_cuda()
         loading.share_main(bundle)
+        loading.share_sources(bundle.sources)
         self._load = lambda: bundle
 
     def _obey(self) -> bool:

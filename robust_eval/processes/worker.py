@@ -64,11 +64,15 @@ _KINDS = {kind: index for index, kind in enumerate(wire.KINDS)}
 
 
 class Bundle(NamedTuple):
-    """What a worker is for: `runner(arguments, context)` is called for each job, the initializer once."""
+    """What a worker is for: `runner(arguments, context)` is called for each job, the initializer once.
+
+    `sources` are the lines of code that lies in no file, such as the cells of a notebook, for tracebacks.
+    """
 
     runner: Callable[[Any, "Worker"], Any]
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
+    sources: dict[str, list[str]] | None = None
 
 
 def high(fd: int) -> int:

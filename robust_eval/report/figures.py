@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from robust_eval.errors import RobustEvalError
-from robust_eval.report.rows import outcomes_of
+import plotly.graph_objects as go
 
-try:
-    import plotly.graph_objects as go
-except ImportError as error:
-    raise RobustEvalError("A report needs plotly: pip install 'robust-eval[report]'.") from error
+from robust_eval.report.rows import outcomes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +32,21 @@ COLOURS: Final = {
 }
 # Above this many jobs WebGL draws: SVG makes an element of each, and browsers become slow.
 _MANY: Final = 3000
+_FEW: Final = 300  # up to here jobs are counted one by one, and dots are large
+_OBJECTIVE_COLOURS: Final = ("#4c8bd6", "#d98a2b", "#7a6fd0", "#2f9e8f")
+_BEST_COLOURS: Final = ("#d6404e", "#8c4a00", "#4b2f8f", "#0f5f55")
+_BINS: Final = 40
 _MIB: Final = 1024 * 1024
 _MOST_WORKER_TICKS: Final = 40
+_MID_LUMINANCE: Final = 0.179  # black and white have the same contrast there
 
 
 def _points(rows: Sequence[Row]) -> Any:
     return go.Scattergl if len(rows) > _MANY else go.Scatter
+
+
+def _dot(rows: Sequence[Row]) -> int:
+    return 8 if len(rows) <= _FEW else 5
 
 
 def _figure(title_x: str, title_y: str, height: int = 340) -> Any:
@@ -51,7 +57,7 @@ def _figure(title_x: str, title_y: str, height: int = 340) -> Any:
         xaxis_title=title_x,
         yaxis_title=title_y,
         hovermode="closest",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "yref": "container", "y": 1.0, "yanchor": "top", "x": 0.0},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )
@@ -85,6 +91,12 @@ def timeline(rows: Sequence[Row]) -> Any | None:
     return figure
 
 
+def ink_on(colour: str) -> str:
+    """Give black or white, whichever can be read on a colour: by its luminance, as WCAG 2 weighs it."""
+    red, green, blue = ((int(colour[at : at + 2], 16) / 255) ** 2.2 for at in (1, 3, 5))
+    return "#000000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _MID_LUMINANCE else "#ffffff"
+
+
 def _hover(row: Row) -> str:
     took = "" if row.duration is None else f", {row.duration:.3g} s"
     return f"job {row.job_id}: {row.outcome}{took}"
@@ -100,19 +112,22 @@ def objectives(rows: Sequence[Row]) -> Any | None:
     for number in range(several):
         those = [row for row in values if len(row.objectives) > number]
         name = "objective" if several == 1 else f"objective_{number}"
+        colour, best_colour = (each[number % len(each)] for each in (_OBJECTIVE_COLOURS, _BEST_COLOURS))
         ends, objective = [row.end for row in those], [row.objectives[number] for row in those]
         figure.add_trace(
             _points(rows)(
                 x=ends,
                 y=objective,
                 mode="markers",
-                marker={"size": 5, "opacity": 0.6},
+                marker={"size": _dot(rows), "opacity": 0.7, "color": colour},
                 text=[_hover(row) for row in those],
                 name=name,
             )
         )
         best = list(accumulate(objective, max))
-        figure.add_trace(go.Scatter(x=ends, y=best, mode="lines", line={"shape": "hv"}, name=f"best {name}"))
+        figure.add_trace(
+            go.Scatter(x=ends, y=best, mode="lines", line={"shape": "hv", "color": best_colour}, name=f"best {name}")
+        )
     return figure
 
 
@@ -129,7 +144,7 @@ def memory(rows: Sequence[Row]) -> Any | None:
                 x=[row.end for row in same],
                 y=[(row.peak_memory or 0) / _MIB for row in same],
                 mode="markers",
-                marker={"size": 5, "color": COLOURS[outcome], "opacity": 0.7},
+                marker={"size": _dot(rows), "color": COLOURS[outcome], "opacity": 0.8},
                 text=[_hover(row) for row in same],
                 name=outcome,
             )
@@ -147,16 +162,21 @@ def durations(rows: Sequence[Row]) -> Any | None:
     if not measured:
         return None
     figure = _figure("seconds that a job ran", "jobs")
-    # Milliseconds and hours, one failure among thousands of values: both axes are logarithmic.
+    # Milliseconds and hours; and where there are many jobs, one failure among thousands of values.
     decades = [math.log10(row.duration or 1.0) for row in measured]
     first, last = math.floor(min(decades)), max(math.floor(min(decades)) + 1, math.ceil(max(decades)))
     for outcome in outcomes_of(measured):
         same = [at for row, at in zip(measured, decades, strict=True) if row.outcome == outcome]
-        bins = {"start": first, "end": last + 0.01, "size": (last - first) / 40}
+        bins = {"start": first, "end": last + 0.01, "size": (last - first) / _BINS}
         marker = {"color": COLOURS[outcome]}
         figure.add_trace(go.Histogram(x=same, name=outcome, marker=marker, xbins=bins, opacity=0.75))
     ticks = list(range(first, last + 1))
     figure.update_xaxes(tickvals=ticks, ticktext=[f"{10.0**tick:g}" for tick in ticks])
-    figure.update_yaxes(type="log", dtick="D2")
-    figure.update_layout(barmode="overlay")
+    if len(measured) <= _FEW:
+        highest = max(Counter(int((at - first) / (last - first) * _BINS) for at in decades).values())
+        figure.update_yaxes(dtick=max(1, round(highest / 5)))
+        figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
+    else:
+        figure.update_yaxes(type="log", dtick=1)
+        figure.update_layout(barmode="overlay")
     return figure

@@ -10,10 +10,15 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
-from plotly.offline import get_plotlyjs
-
-from robust_eval.report import figures
+from robust_eval.errors import InvalidArgument, RobustEvalError, bounded_repr
 from robust_eval.report.rows import Row, groups_of, outcomes_of, rows_of
+
+try:
+    from plotly.offline import get_plotlyjs
+
+    from robust_eval.report import figures
+except ModuleNotFoundError as error:
+    raise RobustEvalError(f"A report needs plotly: pip install 'robust-eval[report]' ({error}).") from error
 
 if TYPE_CHECKING:
     import os
@@ -47,7 +52,13 @@ def write_report(jobs: Iterable[Job], path: str | os.PathLike[str], title: str =
 
     Returns:
         The file.
+
+    Raises:
+        InvalidArgument: it lies in no directory that exists.
     """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InvalidArgument(f"path={bounded_repr(str(path))} lies in no directory that exists. Make it first.")
     rows = rows_of(jobs)
     drawn = {name: draw(rows) for name, _, draw, _ in _FIGURES}
     text = Template(_static("page.html")).substitute(
@@ -61,7 +72,6 @@ def write_report(jobs: Iterable[Job], path: str | os.PathLike[str], title: str =
         plotly=get_plotlyjs(),
         script=_static("page.js"),
     )
-    path = Path(path)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -117,8 +127,9 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
         yield '<p class="none">No job failed.</p>'
     for group in groups[:_MOST_GROUPS]:
         ids = ", ".join(group.job_ids[:_MOST_IDS]) + (", …" if len(group.job_ids) > _MOST_IDS else "")
+        colour = figures.COLOURS[group.kind]
         yield (
-            f'<details><summary><span class="kind" style="background:{figures.COLOURS[group.kind]}">'
+            f'<details><summary><span class="kind" style="background:{colour};color:{figures.ink_on(colour)}">'
             f"{html.escape(group.kind)}</span> <b>{len(group.job_ids):,}</b> "
             f"<code>{html.escape(group.shared)}</code></summary>"
             f"<p>jobs {html.escape(ids)}; the first of them:</p>"

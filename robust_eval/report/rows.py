@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from robust_eval.job import JobStatus
+from robust_eval.places import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from robust_eval.job import Job
 
 _MOST_FRAMES: Final = 3
+_MOST_CHARS: Final = 120
+_FRAME: Final = re.compile(r'^ *File "(.+)", line (\d+),? in (.+)$', re.MULTILINE)
+_NUMBER: Final = re.compile(r"\d[\d.]*")
 
 
 class Row(NamedTuple):
@@ -99,34 +104,39 @@ def _numbers(objective: Any) -> tuple[float, ...]:
 
 
 def groups_of(rows: Iterable[Row]) -> list[Group]:
-    """Give the failures by kind and stack, the most frequent first."""
-    groups: dict[tuple[str, str], Group] = {}
+    """Give the failures by kind, cause and place, the most frequent first."""
+    groups: dict[tuple[str, str, str], Group] = {}
+    places: dict[tuple[str | None, str | None], str] = {}
     for row in rows:
         if row.failure is not None:
-            key = (row.failure.kind, _shared(row.failure))
-            group = groups.setdefault(key, Group(*key, [], row.failure))
+            kind, said = row.failure.kind, (row.failure.stack, row.failure.traceback)
+            if said not in places:  # of thousands of failures most say the same
+                places[said] = str(place_of(row.failure) or "")
+            detail = _detail(row.failure)
+            shared = ", ".join(part for part in (detail, _path(row.failure)) if part)
+            group = groups.setdefault((kind, detail, places[said]), Group(kind, shared, [], row.failure))
             group.job_ids.append(row.job_id)
     return sorted(groups.values(), key=lambda group: (-len(group.job_ids), group.kind, group.shared))
 
 
-def _shared(failure: Failure) -> str:
-    """What failures of one cause have in common: the end of the stack, not numbers that differ from job to job."""
-    detail = failure.signal or failure.exception_type or failure.acted
-    if detail is None and failure.exit_code is not None:
-        detail = f"exit code {failure.exit_code}"
-    frames = [line.strip() for line in (failure.stack or "").splitlines() if line.strip().startswith("File ")]
+def _detail(failure: Failure) -> str:
+    """What failures of one cause have in common, without the numbers that differ from job to job."""
+    if detail := failure.signal or failure.exception_type or failure.acted:
+        return detail
+    if failure.exit_code is not None:
+        return f"exit code {failure.exit_code}"
+    if _path(failure):
+        return ""
+    sentence = failure.message.partition("\n")[0].partition(". ")[0]
+    return _NUMBER.sub("#", sentence)[:_MOST_CHARS]
+
+
+def _path(failure: Failure) -> str:
+    """The innermost frames; what a kill has torn is left out."""
+    frames = _FRAME.findall(failure.stack or "")
     if not frames:
-        traced = (failure.traceback or "").splitlines()
-        frames = [line.strip() for line in traced if line.strip().startswith("File ")][::-1]
-    place = " < ".join(map(_short, frames[:_MOST_FRAMES]))
-    return ", ".join(part for part in (detail, place) if part) or "no stack"
-
-
-def _short(frame: str) -> str:
-    """``File "/a/b/c.py", line 3 in run`` as ``c.py:3 in run``."""
-    path, _, rest = frame.removeprefix('File "').partition('"')
-    line, _, function = rest.removeprefix(", line ").partition(" ")
-    return f"{path.rpartition('/')[2]}:{line.rstrip(',')} {function}"
+        frames = _FRAME.findall(failure.traceback or "")[::-1]
+    return " < ".join(f"{file.rpartition('/')[2]}:{line} in {name}" for file, line, name in frames[:_MOST_FRAMES])
 
 
 def outcomes_of(rows: Iterable[Row]) -> dict[str, int]:

@@ -3,6 +3,12 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const plots = JSON.parse(document.getElementById("plots").textContent);
 const root = document.documentElement;
 
+const config = {
+  responsive: true,
+  displaylogo: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+};
+
 // Dark or light: as the system has it, until somebody chooses.
 function theme(dark) {
   root.dataset.theme = dark ? "dark" : "light";
@@ -14,7 +20,7 @@ function theme(dark) {
     layout.font = { color: text };
     layout.xaxis = { ...layout.xaxis, ...axis };
     layout.yaxis = { ...layout.yaxis, ...axis };
-    Plotly.react(`plot-${name}`, plots[name].data, layout, { responsive: true, displaylogo: false });
+    Plotly.react(`plot-${name}`, plots[name].data, layout, config);
   }
 }
 const system = matchMedia("(prefers-color-scheme: dark)");
@@ -31,13 +37,17 @@ let sorted = -1, way = 1, page = 0, shown = data.rows;
 for (const each of data.outcomes) outcome.add(new Option(each, each));
 const titles = document.createElement("tr");
 data.columns.forEach((name, index) => {
-  const cell = document.createElement("th");
-  cell.textContent = name;
-  cell.addEventListener("click", () => {
+  const cell = document.createElement("th"), button = document.createElement("button");
+  cell.scope = "col";
+  if (data.rows.some((row) => typeof row[index] === "number")) cell.className = "number";
+  button.type = "button";
+  button.textContent = name;
+  button.addEventListener("click", () => {
     way = sorted === index ? -way : 1;
     sorted = index;
     select();
   });
+  cell.append(button);
   titles.append(cell);
 });
 head.append(titles);
@@ -72,6 +82,12 @@ function select() {
   draw();
 }
 
+// Seven digits are enough to look at; all of them are in the cell's title.
+function shortly(value) {
+  if (value === null) return "";
+  return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(7))) : value;
+}
+
 function draw() {
   const pages = Math.max(1, Math.ceil(shown.length / SIZE));
   page = Math.min(Math.max(page, 0), pages - 1);
@@ -79,9 +95,14 @@ function draw() {
     const line = document.createElement("tr");
     row.forEach((value, index) => {
       const cell = document.createElement("td");
-      cell.textContent = value === null ? "" : value;
-      cell.title = cell.textContent;
-      if (index === 1) { cell.style.color = data.colours[value]; cell.style.fontWeight = "600"; }
+      cell.textContent = shortly(value);
+      cell.title = value === null ? "" : value;
+      if (typeof value === "number") cell.className = "number";
+      if (index === 1) {
+        const mark = document.createElement("i");
+        mark.style.background = data.colours[value];
+        cell.prepend(mark);
+      }
       line.append(cell);
     });
     return line;
@@ -89,7 +110,7 @@ function draw() {
   document.getElementById("count").textContent = `${shown.length.toLocaleString()} jobs`;
   document.getElementById("page").textContent = `${page + 1} / ${pages}`;
   [...titles.children].forEach((cell, index) => {
-    if (index === sorted) cell.dataset.way = way > 0 ? "up" : "down"; else delete cell.dataset.way;
+    cell.ariaSort = index === sorted ? (way > 0 ? "ascending" : "descending") : null;
   });
 }
 
