@@ -18,6 +18,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
@@ -58,6 +59,7 @@ from robust_eval.processes.parcel import (
     unpack,
     view,
 )
+from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
 from robust_eval.processes.streams import Streams
 
 _LONG_JOB_S = 0.001
@@ -130,6 +132,8 @@ class Worker:
         self._output_level: int | None = None
         self._builtins = Builtins()
         self._baseline: Baseline | None = None
+        self._garbage = Garbage()
+        self._kept_directory: str | None = None
         self._streams = streams
         streams.take(output)
 
@@ -146,7 +150,9 @@ class Worker:
         tasks_left = settings["max_tasks_per_child"]
         if tasks_left != 1:  # else there is no next job that could meet anything
             self._baseline = Baseline(self._builtins, self._calls)
+            self._garbage.settle()
         self._helpers = children()
+        self._kept_directory = temporary_directory()
         self._reset_peak()
         self._output_level = self._printed_bytes.count()
         self._send(wire.READY)
@@ -218,9 +224,13 @@ class Worker:
         self._ledger[job_id % LEDGER_BYTES] = min(packet.attempt, LEDGER_OVER - 1)
         if self._begun_log >= 0:
             note_begun(self._begun_log, job_id)
-        failure, parcel = self._call(packet, runner)
+        # In a context of its own: `decimal` and numpy keep there how they calculate.
+        failure, parcel = copy_context().run(self._call, packet, runner)
         if os.getpid() != self._pid:
             os._exit(0)
+        if self._baseline is not None:
+            self._garbage.collect(monotonic() - begun_at, monotonic)
+        remove_temporary_directory(self._kept_directory)
         if self._is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
@@ -302,7 +312,9 @@ class Worker:
         header = wire.report_header(kind, 0, 0, len(parcel), job_id, (0.0, 0.0, 0))
         self._write(header + parcel, [])
 
-    def _report(self, status: tuple[int, int], parcel: Parcel, measures: tuple[float, float, int], *, held: bool) -> None:
+    def _report(
+        self, status: tuple[int, int], parcel: Parcel, measures: tuple[float, float, int], *, held: bool
+    ) -> None:
         """Report what came of the job, at once or, for a moment at most, held with the results of the next ones.
 
         What is held lies in the shared page, where the supervisor finds it whatever becomes of this process.
@@ -478,4 +490,5 @@ def run_worker(fds: list[int], load: Callable[[], Bundle], streams: Streams, cal
     worker = Worker(fds, load, streams, calls)
     worker.serve()
     worker.flush()
+    remove_temporary_directory(None)
     return 0
