@@ -271,8 +271,8 @@ def shut_all_channels(job: RunningJob) -> float:
     return own_value(job)
 
 
-@fault()
-def forge_reports_for_others(job: RunningJob) -> float:
+@fault("crash", check=failed_with(message="protocol"))
+def forge_reports_for_others(job: RunningJob) -> None:
     """Well-formed results for jobs that it does not run, one of them unknown."""
     from robust_eval.processes import wire
     from robust_eval.processes.parcel import pack_plain
@@ -281,7 +281,7 @@ def forge_reports_for_others(job: RunningJob) -> float:
     now = time.monotonic()
     for job_id in (0, 1 << 40):
         worker._send(wire.RESULT, (0, 0), pack_plain((0.0, {}, None)), job_id, (now, now, 0))
-    return own_value(job)
+    hang()
 
 
 @fault()

@@ -162,8 +162,7 @@ def map_a_large_file(job: RunningJob) -> float:
     """Its pages are resident and not the job's: the kernel takes them back when it needs them."""
     size = 3 * MEMORY_LIMIT // 2
     with Path(f"{job['diary']}.data{os.getpid()}").open("w+b") as file:
-        for _ in range(size // _MIB):
-            file.write(bytes(_MIB))
+        file.writelines(bytes(_MIB) for _ in range(size // _MIB))
         file.flush()
         Path(file.name).unlink()
         mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)

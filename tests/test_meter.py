@@ -99,7 +99,9 @@ def test_mapped_files_are_not_counted_in_the_end(tmp_path: Path):
     """Their pages are resident, and the kernel takes them back when it needs them."""
     path = tmp_path / "data"
     path.write_bytes(bytes(100 * MIB))
-    code = "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]); "
+    code = (
+        "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]); "
+    )
     with Helper(code + "print('done', flush=True); input()", str(path)) as helper:
         helper.read()
         tree = Tree(helper.pid)
