@@ -313,6 +313,16 @@ def test_how_a_job_calculates_is_its_own_affair():
         assert worker.run((np.geterr,)) == before
 
 
+def test_a_default_of_the_users_modules_does_not_hurry_a_worker():
+    """A default timeout of sockets, set where the template imports, would end a worker that waits for a job."""
+    socket.setdefaulttimeout(1e-6)
+    try:
+        with supervised(call) as worker:
+            assert [worker.run((int,)) for _ in range(100)] == [(None, 0)] * 100
+    finally:
+        socket.setdefaulttimeout(None)
+
+
 # -- output
 
 

@@ -239,6 +239,6 @@ def oom_kills() -> int:
     """How often the kernel's OOM killer has acted, on this machine and in this control group."""
     count = 0
     for path, key in (("/proc/vmstat", "oom_kill "), ("/sys/fs/cgroup/memory.events", "oom_kill ")):
-        with contextlib.suppress(OSError), open(path) as file:
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             count += sum(int(line.split()[1]) for line in file if line.startswith(key))
     return count

@@ -110,6 +110,8 @@ class Worker:
         self._held_bytes = self._held_count = self._sent_count = 0
         self._held_since = 0.0
         self._outbox = socket.socket(fileno=outbox)
+        for sock in (self._inbox, self._outbox):
+            sock.settimeout(None)  # whatever default the user's modules have set
         self._stack_fd = stamps
         self._stamps = mmap.mmap(stamps, STAMP_BYTES)
         self._numbers = memoryview(self._stamps).cast("Q")
