@@ -200,7 +200,9 @@ class Worker:
             self._randomness = Randomness(settings["seed"])
             if bundle.initializer is not None:
                 bundle.initializer(*bundle.initargs)
+            self._end_in_a_child()
         except BaseException as error:  # noqa: BLE001 - the user's initializer and imports raise anything
+            self._end_in_a_child()
             text = traceback_text(error, unwind=1)
             self.flush()
             self._send(wire.START_FAILED, text.encode(errors="backslashreplace"))
@@ -228,8 +230,7 @@ class Worker:
             note_begun(self._begun_log, job_id)
         # In a context of its own: `decimal` and numpy keep there how they calculate.
         failure, parcel = copy_context().run(self._call, packet, runner)
-        if os.getpid() != self._pid:
-            os._exit(0)
+        self._end_in_a_child()
         if self._baseline is not None:
             self._garbage.collect(monotonic() - begun_at, monotonic)
         remove_temporary_directory(self._kept_directory)
@@ -256,6 +257,11 @@ class Worker:
         if was_long:
             self._reset_peak()
         return True
+
+    def _end_in_a_child(self) -> None:
+        """The user's code forked, and the child came back as well: there is one worker."""
+        if os.getpid() != self._pid:
+            os._exit(0)
 
     def _call(self, packet: wire.Packet, runner: Callable[..., Any]) -> tuple[int, Parcel]:
         """Everything of the job that runs the user's code, its objects' last breaths included."""
