@@ -15,6 +15,7 @@ from stress import (
     faults_ending,
     faults_interpreter,
     faults_memory,
+    faults_residue,
     faults_traces,
     faults_values,
 )
@@ -23,7 +24,16 @@ from stress.state import worker_state
 
 __all__ = ["CATALOGUE", "ENTRIES", "Fault", "behave", "configuration"]
 
-ENTRIES = (faults_ending, faults_values, faults_data, faults_memory, faults_traces, faults_interpreter, faults_attacks)
+ENTRIES = (
+    faults_ending,
+    faults_values,
+    faults_data,
+    faults_memory,
+    faults_traces,
+    faults_residue,
+    faults_interpreter,
+    faults_attacks,
+)
 
 
 def configuration(x: int, diary: Path, fault: Fault | None = None) -> dict[str, Any]:

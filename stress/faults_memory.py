@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robust_eval import Job, RunningJob
-from stress.fault import MEMORY_LIMIT, failed_with, fault
+from stress.fault import MEMORY_LIMIT, failed_with, fault, own_value
 from stress.faults_ending import hang
 
 _MIB = 2**20
@@ -154,6 +155,21 @@ def eat_memory_deaf_to_signals(job: RunningJob) -> None:
 
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     eat(_GREED_BYTES)
+
+
+@fault(heavy=True, limits={"memory_limit": MEMORY_LIMIT})
+def map_a_large_file(job: RunningJob) -> float:
+    """Its pages are resident and not the job's: the kernel takes them back when it needs them."""
+    size = 3 * MEMORY_LIMIT // 2
+    with Path(f"{job['diary']}.data{os.getpid()}").open("w+b") as file:
+        file.writelines(bytes(_MIB) for _ in range(size // _MIB))
+        file.flush()
+        Path(file.name).unlink()
+        mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+    for _ in range(3):
+        assert not any(mapped[at] for at in range(0, size, mmap.PAGESIZE))
+        time.sleep(0.01)
+    return own_value(job)
 
 
 @fault("memory", local=True, check=failed_with(acted="MemoryError"))

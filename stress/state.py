@@ -1,5 +1,6 @@
 """What a job must find as its predecessors found it."""
 
+import decimal
 import faulthandler
 import gc
 import hashlib
@@ -8,21 +9,28 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
+
+import numpy as np
 
 from robust_eval.processes.layout import COOKIE
 
 _BUILTINS = {name: __builtins__[name] for name in ("open", "print", "__import__", "len")}  # type: ignore[index]
+_FUNCTIONS = {"write": os.write, "open": os.open, "getpid": os.getpid, "dup": os.dup, "waitpid": os.waitpid}
+_MONOTONIC = time.monotonic
 _LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 def worker_state() -> str:
     """The state of this process in one line, the same in every worker that no job has changed."""
-    return repr({**_of_the_process(), **_of_the_interpreter()})
+    gc.collect()  # what a job left to be collected must not go off in the time of this one
+    return repr({**_of_the_process(), **_of_the_interpreter(), **_of_the_arithmetic()})
 
 
 def _of_the_process() -> dict[str, object]:
@@ -59,4 +67,25 @@ def _of_the_interpreter() -> dict[str, object]:
         "warnings": [entry for entry in warnings.filters if entry[0] == "error"],
         "locale": locale.setlocale(locale.LC_ALL),
         "faulthandler": faulthandler.is_enabled(),
+        "functions": [name for name, function in _FUNCTIONS.items() if getattr(os, name) is not function],
+        "clock": time.monotonic is _MONOTONIC,
+        "sockets": socket.getdefaulttimeout(),
+        "new threads": (threading.stack_size(), sys.getswitchinterval(), _starts_threads()),
+        "digits": sys.get_int_max_str_digits(),
+    }
+
+
+def _starts_threads() -> bool:
+    thread = threading.Thread(target=len, args=("",))
+    thread.start()
+    thread.join()
+    return True
+
+
+def _of_the_arithmetic() -> dict[str, object]:
+    one, little = 1.0, 2.0**-60
+    return {
+        "decimal": decimal.getcontext().prec,
+        "numpy": sorted(np.geterr().items()),
+        "rounding": (one + little, one - little),
     }

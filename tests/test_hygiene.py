@@ -3,6 +3,7 @@
 
 import builtins
 import ctypes
+import decimal
 import faulthandler
 import gc
 import multiprocessing
@@ -10,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +26,8 @@ import pytest
 from children import Helper, in_child
 
 from robust_eval.processes import hygiene
-from robust_eval.processes.hygiene import Baseline, Builtins, Randomness
+from robust_eval.processes.hygiene import Baseline, Builtins, Calls, Randomness
+from robust_eval.processes.layout import STOP_SIGNAL
 
 
 def leave_a_thread() -> None:
@@ -58,6 +61,20 @@ def replace_stdout_file() -> None:
 def halve_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft // 2, hard))
+
+
+def round_up() -> None:
+    ctypes.CDLL("libm.so.6").fesetround({"x86_64": 0x800, "aarch64": 0x400000}[os.uname().machine])
+
+
+def make_a_timer() -> None:
+    monotonic = 1
+    ctypes.CDLL(None).timer_create(monotonic, None, ctypes.byref(ctypes.c_void_p()))
+
+
+def leave_the_network() -> None:
+    new_network = 0x40000000
+    ctypes.CDLL(None).unshare(new_network)
 
 
 def _not_blocking() -> int:
@@ -96,12 +113,22 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("modules", sys.modules.clear),
     ("modules", sys.path.clear),
     ("resource limits", halve_open_files),
+    ("core modules", lambda: setattr(os, "write", print)),
+    ("hidden hooks or threads", lambda: sys.addaudithook(lambda *_: None)),
+    ("settings", lambda: socket.setdefaulttimeout(1.0)),
+    ("settings", lambda: threading.stack_size(65536)),
+    ("settings", lambda: sys.setswitchinterval(1.0)),
+    ("arithmetic", round_up),
+    ("arithmetic", lambda: setattr(decimal.getcontext(), "prec", 3)),
+    ("signal handlers", lambda: signal.signal(STOP_SIGNAL, signal.SIG_IGN)),
     ("scheduling", lambda: os.nice(1)),
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
 ]
 THOROUGH: list[tuple[str, Callable[[], Any]]] = [
     ("all resource limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
     ("standard files", replace_stdout_file),
+    ("timers of the kernel", make_a_timer),
+    ("surroundings", leave_the_network),
 ]
 
 
@@ -141,7 +168,7 @@ def test_what_takes_a_closer_look_is_named_then(name: str, change: Callable[[], 
     """The quick look does not see it and the thorough one does."""
 
     def look() -> tuple[str | None, str | None, str | None]:
-        baseline = Baseline(Builtins())
+        baseline = Baseline(Builtins(), Calls())
         before = baseline.changed_thoroughly()
         change()
         return before, baseline.changed(), baseline.changed_thoroughly()
@@ -438,3 +465,20 @@ def test_reading_the_state_in_place_reads_the_state():
         )
 
     assert in_child(look)
+
+
+def test_after_a_call_that_changes_the_rare_it_is_looked_at():
+    """Python tells of such calls, also where they were made before the baseline; without one nobody looks."""
+
+    def look() -> tuple[str | None, ...]:
+        calls = Calls()
+        baseline = Baseline(Builtins(), calls)
+        os.chdir("/")
+        unheard = baseline.changed()
+        calls.listen()
+        sys.audit("open", "x", "r", 0)
+        unheard_of = baseline.changed()
+        os.chdir("/")
+        return unheard, unheard_of, baseline.changed()
+
+    assert in_clean_child(look) == (None, None, "working directory")

@@ -82,6 +82,22 @@ def test_the_import_path_is_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert json.loads(loading.command(sys.executable, "launch", imports_site=True)[-1]) == ["", "/some/where"]
 
 
+def test_an_entry_that_no_import_would_look_at_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The import system passes over what is no string, and so do we."""
+    monkeypatch.setattr(sys, "path", [tmp_path, None, "/some/where", b"/bytes"])
+    assert json.loads(loading.command(sys.executable, "launch", imports_site=True)[-1]) == ["/some/where"]
+
+
+def test_an_embedded_interpreter_needs_another_or_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It does not know its own path, and may have no arguments."""
+    monkeypatch.setattr(sys, "executable", None)
+    monkeypatch.delattr(sys, "argv")
+    assert loading.executable("/other/python") == "/other/python"
+    assert loading.arguments() == []
+    with pytest.raises(StartRefused, match="PYTHON_EXE"):
+        loading.executable("")
+
+
 def test_another_interpreter_keeps_its_own_packages(monkeypatch: pytest.MonkeyPatch):
     """It gets what is not of this installation, behind its own path, and none of this one's flags."""
     monkeypatch.setattr(sys, "path", ["/users/code", sys.prefix + "/lib/site-packages", sys.base_prefix + "/lib"])

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
 
 import psutil
@@ -91,6 +92,21 @@ def test_a_tree_is_measured_with_everything_below_it(forks: Helper):
         assert tree.resident_bytes() > 4 * 100 * MIB
         assert 100 * MIB < tree.exact_bytes() < 250 * MIB
     finally:
+        tree.close()
+
+
+def test_mapped_files_are_not_counted_in_the_end(tmp_path: Path):
+    """Their pages are resident, and the kernel takes them back when it needs them."""
+    path = tmp_path / "data"
+    path.write_bytes(bytes(100 * MIB))
+    code = (
+        "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]); "
+    )
+    with Helper(code + "print('done', flush=True); input()", str(path)) as helper:
+        helper.read()
+        tree = Tree(helper.pid)
+        assert tree.resident_bytes() > 100 * MIB
+        assert 0 < tree.exact_bytes() < 50 * MIB
         tree.close()
 
 

@@ -135,6 +135,19 @@ def test_the_log_of_a_job_is_complete(pipe: Pipe, tmp_path: Path):
     assert (tmp_path / "3").read_bytes() == b"third"
 
 
+def test_a_log_that_is_a_named_pipe_is_not_waited_for(pipe: Pipe, tmp_path: Path):
+    """A job may have put one there: without a reader it cannot be opened, with an idle one it takes what fits."""
+    os.mkfifo(tmp_path / "log")
+    pipe.output.log_to(str(tmp_path / "log"))
+    pipe.write(b"one", 1)
+    assert pipe.output.take(1) == "one"
+    reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    pipe.output.log_to(str(tmp_path / "log"))
+    pipe.write(b"two" * 100_000, 2)
+    assert pipe.output.take(2) == ("two" * 100_000)[-TAIL_BYTES:]
+    os.close(reading)
+
+
 def test_a_log_that_cannot_be_written_costs_no_output(pipe: Pipe, tmp_path: Path):
     """Neither a missing directory nor a full disk loses what the outcome carries."""
     pipe.output.log_to(str(tmp_path / "missing" / "1"))

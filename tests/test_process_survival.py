@@ -437,6 +437,9 @@ STRANGE = {
         "gone = here / 'gone'; gone.mkdir(); os.chdir(gone); gone.rmdir(); sys.path.insert(0, '')"
     ),
     "has a tight umask": "os.umask(0o777)",
+    "has impatient sockets": "import socket; socket.setdefaulttimeout(1e-4)",
+    "has an odd import path and no arguments": "sys.path.insert(0, here); del sys.argv",
+    "does not know its interpreter": "sys.executable = None",
     "is not the main thread": "",
 }
 

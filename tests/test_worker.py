@@ -287,6 +287,42 @@ def test_records_arrive_while_the_job_runs():
         assert unpack(first.payload) == (1, 2.0)
 
 
+class Late:
+    """A cycle that ends the process when it is collected."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        os._exit(5)
+
+
+@pytest.mark.parametrize("function", [lambda: Late() and None, lambda: [Late(), 1 / 0]])
+def test_what_a_job_leaves_to_be_collected_is_charged_to_it(function: Callable[[], Any]):
+    """A cycle that ends the process does so before the job is reported, whether it returned or raised."""
+    with supervised(call) as worker:
+        worker.send((function,))
+        assert worker.end() == 5
+
+
+def test_how_a_job_calculates_is_its_own_affair():
+    """Numpy keeps that in the context, of which each job has its own."""
+    with supervised(call) as worker:
+        before = worker.run((np.geterr,))
+        worker.run((lambda: np.seterr(all="raise") and None,))
+        assert worker.run((np.geterr,)) == before
+
+
+def test_a_default_of_the_users_modules_does_not_hurry_a_worker():
+    """A default timeout of sockets, set where the template imports, would end a worker that waits for a job."""
+    socket.setdefaulttimeout(1e-6)
+    try:
+        with supervised(call) as worker:
+            assert [worker.run((int,)) for _ in range(100)] == [(None, 0)] * 100
+    finally:
+        socket.setdefaulttimeout(None)
+
+
 # -- output
 
 

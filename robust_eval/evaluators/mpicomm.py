@@ -266,6 +266,7 @@ class _Ranks:
         """Be the host of this node, on all processors that its ranks were given."""
         followers = self._node.Get_size() - 1
         with socket.create_server(("127.0.0.1", 0), backlog=followers + 1) as door:
+            door.settimeout(None)  # whatever the user's default is
             self._node.bcast(door.getsockname()[1], root=0)
             with contextlib.ExitStack() as lines:
                 for _ in range(followers):
@@ -279,6 +280,7 @@ class _Ranks:
         """Wait until the leader of this node hangs up."""
         port = self._node.bcast(None, root=0)
         with socket.create_connection(("127.0.0.1", port)) as line:
+            line.settimeout(None)
             self._node.gather(_processors(), root=0)
             with contextlib.suppress(ConnectionError):
                 line.recv(1)

@@ -24,6 +24,10 @@ from importlib import import_module
 from resource import getrlimit
 from typing import Any, Final, TypeAlias
 
+from robust_eval.processes import system
+from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
+from robust_eval.processes.residue import CoreModules, Tripwires, arithmetic, settings, surroundings, timers, version_of
+
 # The wrappers of `signal` make enums of what these return, at ten times the cost.
 _signal: Any = importlib.import_module("_signal")
 getsignal: Callable[[int], Any] = _signal.getsignal
@@ -37,7 +41,8 @@ _BUILTINS = vars(builtins)
 _SIGNALS = tuple(
     int(number)
     for number in signal.valid_signals()
-    if number not in {signal.SIGKILL, signal.SIGSTOP} and number < signal.SIGRTMIN
+    if number not in {signal.SIGKILL, signal.SIGSTOP}
+    and (number < signal.SIGRTMIN or number in {DUMP_SIGNAL, STOP_SIGNAL})
 )
 _REAL, _VIRTUAL, _PROF = int(signal.ITIMER_REAL), int(signal.ITIMER_VIRTUAL), int(signal.ITIMER_PROF)
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
@@ -53,7 +58,6 @@ _HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
         "RLIMIT_STACK",
     )
 )
-_VERSION_OFFSET = 24
 _STATE_WORDS = 624
 _RANDOM_INDEX_OFFSET = 16
 _SELF = 0
@@ -104,9 +108,17 @@ def _scheduling() -> object:
 
 
 def _output() -> object:
-    """How the standard streams write. A pipe that does not block, which is one for both, loses much of a long text."""
+    """How the standard streams write. A pipe that does not block, which is one for both, loses much of a long text.
+
+    An initializer may have left no stream there, or a closed one.
+    """
     out, err = sys.stdout, sys.stderr
-    return out.closed, err.closed, out.encoding, err.encoding, out.errors, os.get_blocking(1)
+    if out is None or err is None:
+        return None
+    try:
+        return out.closed, err.closed, out.encoding, err.encoding, out.errors, os.get_blocking(1)
+    except OSError:
+        return None
 
 
 def _raising_warnings() -> object:
@@ -121,30 +133,12 @@ def _start_method() -> str | None:
     return None if chosen is None or chosen is contexts._default_context._default_context else chosen._name  # type: ignore[union-attr] # noqa: SLF001
 
 
-def _version_of(namespace: dict[str, Any]) -> "ctypes.c_uint64 | None":
-    """Where CPython 3.11 keeps the version of a dictionary, which changes with every change of it; None elsewhere.
-
-    Comparing all builtins would cost 1.5 us a job, and a look at this one number 0.05.
-    """
-    if sys.version_info >= (3, 12):
-        return None
-    probe = {"a": 1}
-    version = ctypes.c_uint64.from_address(id(probe) + _VERSION_OFFSET)
-    seen = [version.value, version.value]
-    probe["a"] = 2
-    seen.append(version.value)
-    probe["b"] = 3
-    seen.append(version.value)
-    known = seen[0] == seen[1] < seen[2] < seen[3]
-    return ctypes.c_uint64.from_address(id(namespace) + _VERSION_OFFSET) if known else None
-
-
 class Builtins:
     """`len` and its kind, without which nothing here runs."""
 
     def __init__(self) -> None:
         self._was = dict(_BUILTINS)
-        self._version = _version_of(_BUILTINS)
+        self._version = version_of(_BUILTINS)
         self._seen = None if self._version is None else self._version.value
         self.spoiled = False
 
@@ -211,8 +205,20 @@ class Baseline:
         "locale",
         "start method",
         "modules",
+        "core modules",
+        "hidden hooks or threads",
+        "settings",
+        "arithmetic",
         "user",
         "scheduling",
+    )
+    _RARE_NAMES: Final = (
+        "working directory",
+        "resource limits",
+        "timers of the kernel",
+        "surroundings",
+        "system calls",
+        "functions of core modules",
     )
 
     def __init__(self, builtins: Builtins, calls: Calls | None = None) -> None:
@@ -224,9 +230,11 @@ class Baseline:
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
         self._environment_type = type(os.environ)
         self._builtins = builtins
+        self._tripwires = Tripwires()
+        self._core = CoreModules()
         self._was = self._look()
         self._was_thorough = _look_thoroughly()
-        self._was_rare = _look_at_the_rare()
+        self._was_rare = self._look_at_the_rare()
         self._calls = calls
 
     def _look(self) -> tuple[object, ...]:
@@ -250,8 +258,22 @@ class Baseline:
             setlocale(_ALL_CATEGORIES),
             _start_method(),
             len(sys.modules) >= modules and len(sys.path) >= path and len(sys.meta_path) >= finders,
+            self._core.are_changed(),
+            self._tripwires.touched,
+            settings(),
+            arithmetic(),
             (os.geteuid(), os.getegid()),
             _scheduling(),
+        )
+
+    def _look_at_the_rare(self) -> tuple[object, ...]:
+        return (
+            _directory(),
+            list(map(getrlimit, _HARMFUL_LIMITS)),
+            timers(),
+            surroundings(),
+            system.filters_system_calls(),
+            self._core.differ_unnoticed(),
         )
 
     def is_changed(self, *, thoroughly: bool) -> bool:
@@ -277,10 +299,10 @@ class Baseline:
         return self._rarely_changed() if self._calls is None or self._calls.made else None
 
     def _rarely_changed(self) -> str | None:
-        directory, limits = _look_at_the_rare()
-        if directory != self._was_rare[0]:
-            return "working directory"
-        return "resource limits" if limits != self._was_rare[1] else None
+        now = self._look_at_the_rare()
+        if now == self._was_rare:
+            return None
+        return next(name for name, is_, was in zip(self._RARE_NAMES, now, self._was_rare, strict=True) if is_ != was)
 
     def changed_thoroughly(self) -> str | None:
         """The same for what costs more to look at."""
@@ -290,10 +312,6 @@ class Baseline:
         if limits != self._was_thorough[0]:
             return "all resource limits"
         return "standard files" if files != self._was_thorough[1] else None
-
-
-def _look_at_the_rare() -> tuple[object, object]:
-    return _directory(), list(map(getrlimit, _HARMFUL_LIMITS))
 
 
 def _look_thoroughly() -> tuple[object, object]:

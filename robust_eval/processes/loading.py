@@ -35,7 +35,8 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
     """
     import subprocess
 
-    entries = [entry or _directory() for entry in sys.path]
+    path: list[object] = [*sys.path]  # where anything may stand; the import system passes over what is no text
+    entries = [entry or _directory() for entry in path if isinstance(entry, str)]
     if python == sys.executable:
         # -W, -X and -O, as `multiprocessing` hands them on
         options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
@@ -44,6 +45,24 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
         start, flags = "len(sys.path)", []
         entries = [entry for entry in entries if not entry.startswith((sys.prefix, sys.base_prefix))]
     return [python, *flags, "-c", _BOOT.format(module=module, start=start), json.dumps(entries)]
+
+
+def executable(other: str) -> str:
+    """This interpreter, or the other where this one is embedded and does not know its name.
+
+    Raises:
+        StartRefused: no name is known.
+    """
+    python = sys.executable or other
+    if not python:
+        msg = "this interpreter does not know its own path: set Evaluator.PYTHON_EXE, or ROBUST_EVAL_PYTHON around it"
+        raise StartRefused(msg)
+    return python
+
+
+def arguments() -> list[str]:
+    """This process's `sys.argv`, which an embedded interpreter may lack and a program may have changed."""
+    return [str(argument) for argument in getattr(sys, "argv", ())]
 
 
 def _directory() -> str:

@@ -2,10 +2,10 @@
 
 The sum of resident sizes is cheap and an upper bound: memory shared by forks counts once for each. Where that sum is
 over the limit the tree is stopped, so that it cannot go on filling memory, and the sum of proportional sizes plus swap
-decides (psutil, from `smaps_rollup`). What the two sums differ by is taken off the cheap one for a while: that sum is
-blind to forks which write to what they shared, so the exact one is asked again, as often as a tenth of the tree's time
-pays for it. A tree is looked at when it could next have crossed its limit at the fastest rate at which pages can be
-filled.
+decides, without the pages of mapped files, which the kernel takes back when it needs them (`smaps_rollup`). What the
+two sums differ by is taken off the cheap one for a while: that sum is blind to forks which write to what they shared,
+so the exact one is asked again, as often as a tenth of the tree's time pays for it. A tree is looked at when it could
+next have crossed its limit at the fastest rate at which pages can be filled.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ _FILL_BYTES_PER_S = 6 * 2**30
 _LEAST_TOLERANCE_BYTES = 64 * 2**20
 _SHORTEST_S, _LONGEST_S = 0.001, 0.5
 _PACE = 10
+_EXACT = (b"Pss_Anon", b"Pss_Shmem", b"SwapPss")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -46,24 +47,36 @@ class Tree:
         return total + sum(map(_resident_bytes, below))
 
     def exact_bytes(self) -> int:
-        """The sum of proportional sizes and swap, with the tree stopped by the caller."""
-        import psutil
-
-        total = 0
-        for pid in (self.pid, *tree.descendants(self.pid)):
-            try:
-                info = psutil.Process(pid).memory_full_info()
-                total += getattr(info, "pss", info.rss) + getattr(info, "swap", 0)
-            except psutil.AccessDenied:  # it made itself undumpable, or is another user's: the upper bound counts
-                total += _resident_bytes(pid)
-            except psutil.Error:
-                continue
-        return total
+        """The sum of proportional sizes and swap without mapped files, with the tree stopped by the caller."""
+        return sum(map(_exact_bytes, (self.pid, *tree.descendants(self.pid))))
 
     def close(self) -> None:
         """Close the kept file."""
         if self._statm >= 0:
             os.close(self._statm)
+
+
+def _exact_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            kib = {name: int(size.split()[0]) for name, size in (line.split(b":") for line in file.readlines()[1:])}
+        return 1024 * sum(kib[name] for name in _EXACT)
+    except (ProcessLookupError, FileNotFoundError):
+        return 0 if system.LINUX else _exact_by_psutil(pid)
+    except (OSError, KeyError):  # undumpable, or another user's, or the kernel is older than Linux 5.9
+        return _exact_by_psutil(pid)
+
+
+def _exact_by_psutil(pid: int) -> int:
+    import psutil
+
+    try:
+        info = psutil.Process(pid).memory_full_info()
+        return int(getattr(info, "pss", info.rss) + getattr(info, "swap", 0))
+    except psutil.AccessDenied:  # the upper bound counts
+        return _resident_bytes(pid)
+    except psutil.Error:
+        return 0
 
 
 def _resident_bytes(pid: int) -> int:

@@ -14,7 +14,8 @@ from robust_eval.processes.layout import NUMBER, READ_AT, READING_AT
 TAIL_BYTES = 1 << 16
 _READ_BYTES = 1 << 16
 _MOST_READS = 64
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+# Without waiting: a job may have put a named pipe there, which nobody reads.
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class Output:

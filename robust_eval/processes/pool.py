@@ -203,7 +203,7 @@ class Pool:
                     "start_method": settings.start_method,
                     "argv": spawned,
                     "version": sys.version_info[:2],
-                    "sys_argv": sys.argv,
+                    "sys_argv": loading.arguments(),
                 },
                 "worker_env": settings.worker_env,
                 "worker_seed": settings.worker_seed,
@@ -217,7 +217,10 @@ class Pool:
     def _execute(self, environment: dict[str, str]) -> None:
         """Start the process, with a channel to it."""
         sock, theirs = socket.socketpair()
-        command = loading.command(sys.executable, "launch", imports_site=loading.is_measured())
+        sock.settimeout(None)  # whatever the user's default is
+        command = loading.command(
+            loading.executable(self._settings.python), "launch", imports_site=loading.is_measured()
+        )
         with theirs:
             try:
                 self._process = subprocess.Popen(

@@ -15,27 +15,33 @@ import socket
 import sys
 import weakref
 from functools import cache
+from importlib import import_module
 from typing import Any
 
+# The wrappers of `signal` make enums of numbers and handlers, which a worker's start would feel.
+_signal: Any = import_module("_signal")
 LINUX = sys.platform == "linux"
-_POLITE = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGTERM,
-    signal.SIGTSTP,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGVTALRM,
-    signal.SIGPROF,
-    signal.SIGXCPU,
+# What a process gets for its own faults, what cannot be handled, and what Python or the loop handles in its own way.
+_NOT_PASSED_BY = frozenset(
+    getattr(signal, name)
+    for name in (
+        "SIGABRT",
+        "SIGBUS",
+        "SIGCHLD",
+        "SIGCONT",
+        "SIGFPE",
+        "SIGILL",
+        "SIGKILL",
+        "SIGPIPE",
+        "SIGSEGV",
+        "SIGSTOP",
+        "SIGXFSZ",
+    )
 )
+_PASSED_BY = tuple(sorted(map(int, signal.valid_signals() - _NOT_PASSED_BY)))
 _CLD_STOPPED = getattr(os, "CLD_STOPPED", 5)
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER, _PR_GET_SECCOMP = 1, 36, 37, 21
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
 _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 
@@ -161,17 +167,17 @@ def be_deaf() -> dict[int, Any]:
     Returns:
         What handled them before, for `hear_again`.
     """
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _POLITE}
+    before: dict[int, Any] = {number: _signal.getsignal(number) for number in _PASSED_BY}
     heard = {number: handler for number, handler in before.items() if handler is not None}
     for number in heard:
-        signal.signal(number, _pass_by)
+        _signal.signal(number, _pass_by)
     return heard
 
 
 def hear_again(handlers: dict[int, Any]) -> None:
     """Undo `be_deaf`."""
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        _signal.signal(number, handler)
 
 
 def _pass_by(_number: int, _frame: object) -> None:
@@ -214,6 +220,11 @@ def adopts_orphans() -> bool:
     return bool(adopts.value)
 
 
+def filters_system_calls() -> int:
+    """Whether, and how, system calls of this process are filtered (seccomp)."""
+    return _libc().prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) if LINUX else 0
+
+
 def be_first_choice_of_oom_killer() -> None:
     """Let the kernel's OOM killer take this process before the user's others."""
     with contextlib.suppress(OSError):
@@ -228,6 +239,6 @@ def oom_kills() -> int:
     """How often the kernel's OOM killer has acted, on this machine and in this control group."""
     count = 0
     for path, key in (("/proc/vmstat", "oom_kill "), ("/sys/fs/cgroup/memory.events", "oom_kill ")):
-        with contextlib.suppress(OSError), open(path) as file:
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             count += sum(int(line.split()[1]) for line in file if line.startswith(key))
     return count

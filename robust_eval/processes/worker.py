@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
@@ -50,6 +51,7 @@ from robust_eval.processes.parcel import (
     unpack,
     view,
 )
+from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
 from robust_eval.processes.streams import Streams
 
 _LONG_JOB_S = 0.001
@@ -96,8 +98,10 @@ class Worker:
 
     def __init__(self, fds: list[int], load: Callable[[], Bundle], streams: Streams, calls: Calls | None) -> None:
         inbox, outbox, far_end, output, stamps, ledger = (high(fd) for fd in fds)
-        self._inbox = wire.Inbox(socket.socket(fileno=inbox))
-        self._claims = socket.socket(fileno=outbox)
+        orders, self._claims = socket.socket(fileno=inbox), socket.socket(fileno=outbox)
+        for sock in (orders, self._claims):
+            sock.settimeout(None)  # whatever default the user's modules have set
+        self._inbox = wire.Inbox(orders)
         self._claim = b""
         self._stack_fd = stamps
         self._stamps = mmap.mmap(stamps, STAMP_BYTES)
@@ -120,6 +124,8 @@ class Worker:
         self._output_level: int | None = None
         self._builtins = Builtins()
         self._baseline: Baseline | None = None
+        self._garbage = Garbage()
+        self._kept_directory: str | None = None
         self._streams = streams
         streams.take(output)
 
@@ -136,7 +142,9 @@ class Worker:
         tasks_left = settings["max_tasks_per_child"]
         if tasks_left != 1:  # else there is no next job that could meet anything
             self._baseline = Baseline(self._builtins, self._calls)
+            self._garbage.settle()
         self._helpers = children()
+        self._kept_directory = temporary_directory()
         self._reset_peak()
         self._output_level = self._printed_bytes.count()
         self._outbox.send(wire.READY)
@@ -182,7 +190,9 @@ class Worker:
             self._randomness = Randomness(settings["seed"])
             if bundle.initializer is not None:
                 bundle.initializer(*bundle.initargs)
+            self._end_in_a_child()
         except BaseException as error:  # noqa: BLE001 - the user's initializer and imports raise anything
+            self._end_in_a_child()
             text = traceback_text(error, unwind=1)
             self.flush()
             self._outbox.send(wire.START_FAILED, text.encode(errors="backslashreplace"))
@@ -208,9 +218,12 @@ class Worker:
         self._ledger[job_id % LEDGER_BYTES] = min(packet.attempt, LEDGER_OVER - 1)
         if self._begun_log >= 0:
             note_begun(self._begun_log, job_id)
-        failure, parcel = self._call(packet, runner)
-        if os.getpid() != self._pid:
-            os._exit(0)
+        # In a context of its own: `decimal` and numpy keep there how they calculate.
+        failure, parcel = copy_context().run(self._call, packet, runner)
+        self._end_in_a_child()
+        if self._baseline is not None:
+            self._garbage.collect(monotonic() - begun_at, monotonic)
+        remove_temporary_directory(self._kept_directory)
         if self._outbox.is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
@@ -235,6 +248,11 @@ class Worker:
         if was_long:
             self._reset_peak()
         return True
+
+    def _end_in_a_child(self) -> None:
+        """The user's code forked, and the child came back as well: there is one worker."""
+        if os.getpid() != self._pid:
+            os._exit(0)
 
     def _call(self, packet: wire.Packet, runner: Callable[..., Any]) -> tuple[int, Parcel]:
         """Everything of the job that runs the user's code, its objects' last breaths included."""
@@ -358,4 +376,5 @@ def run_worker(fds: list[int], load: Callable[[], Bundle], streams: Streams, cal
     worker = Worker(fds, load, streams, calls)
     worker.serve()
     worker.flush()
+    remove_temporary_directory(None)
     return 0

@@ -1,0 +1,214 @@
+"""What a job leaves that no function of the interpreter tells of: patched modules, garbage, calls that nobody can undo.
+
+`hygiene.Baseline` asks; nothing here knows jobs or channels.
+"""
+
+import _thread
+import contextlib
+import ctypes
+import gc
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+# What nearly every function uses. What a library adds to them later is no harm, so that only what was there counts.
+_CORE = (
+    "_thread",
+    "contextlib",
+    "copy",
+    "fcntl",
+    "functools",
+    "gc",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "marshal",
+    "math",
+    "os",
+    "pickle",
+    "posixpath",
+    "random",
+    "resource",
+    "select",
+    "signal",
+    "socket",
+    "struct",
+    "subprocess",
+    "threading",
+    "time",
+    "traceback",
+)
+# Hooks that cannot be listed or removed, and threads that are counted only once they run.
+_IRREVOCABLE = (("sys", "addaudithook"), ("_thread", "start_new_thread"), ("_thread", "start_new"))
+_VERSION_OFFSET = 24
+_COLLECTION_SHARE = 20
+_ONE, _LITTLE = 1.0, 2.0**-60
+_NAMESPACES = ("/proc/self/ns/mnt", "/proc/self/ns/net")
+
+
+class Tripwires:
+    """Functions whose effect nothing shows afterwards; from now on each notes that it was called."""
+
+    def __init__(self) -> None:
+        self.touched = False
+        for module, name in _IRREVOCABLE:
+            space = vars(sys.modules[module])
+            if name in space:
+                space[name] = self._noting(space[name])
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.touched = True
+            return function(*args, **kwargs)
+
+        return noted
+
+
+class CoreModules:
+    """The functions of the modules that everybody uses, ours included."""
+
+    def __init__(self) -> None:
+        self._spaces = [vars(sys.modules[name]) for name in _CORE if name in sys.modules]
+        self._was = [dict(space) for space in self._spaces]
+        versions = [version_of(space) for space in self._spaces]
+        self._versions = [version for version in versions if version is not None]
+        self._seen = self._now()
+
+    def _now(self) -> list[int]:
+        return [version.value for version in self._versions]
+
+    def are_changed(self) -> bool:
+        """Whether any of them is another one. Costs 1 us where the interpreter counts the changes of a dict."""
+        now = self._now()
+        if now == self._seen:
+            return False
+        self._seen = now
+        return self._differ()
+
+    def differ_unnoticed(self) -> bool:
+        """The same where it does not count them, which costs 20 us."""
+        return not self._versions and self._differ()
+
+    def _differ(self) -> bool:
+        return any(
+            space != was and not was.items() <= space.items()
+            for space, was in zip(self._spaces, self._was, strict=True)
+        )
+
+
+def version_of(space: dict[str, Any]) -> "ctypes.c_uint64 | None":
+    """Where CPython 3.11 keeps the version of a dictionary, which changes with every change of it; None elsewhere.
+
+    Comparing all builtins would cost 1.5 us a job, and a look at this one number 0.05.
+    """
+    if sys.version_info >= (3, 12):
+        return None
+    probe = {"a": 1}
+    version = ctypes.c_uint64.from_address(id(probe) + _VERSION_OFFSET)
+    seen = [version.value, version.value]
+    probe["a"] = 2
+    seen.append(version.value)
+    probe["b"] = 3
+    seen.append(version.value)
+    known = seen[0] == seen[1] < seen[2] < seen[3]
+    return ctypes.c_uint64.from_address(id(space) + _VERSION_OFFSET) if known else None
+
+
+class Garbage:
+    """Cycles that nobody has collected yet. Collected in another job's time, what they do then is charged to that."""
+
+    def __init__(self) -> None:
+        self._cost_s = 0.0
+        self._counts = (0, 0, 0)
+
+    def settle(self) -> None:
+        """What is there now is the worker's own and stays: no later collection has to look through it."""
+        gc.collect()
+        gc.freeze()
+        self._remember()
+
+    def _remember(self) -> None:
+        gc.collect(0)  # the second count is positive now: that of a job which collects everything is not
+        self._counts = gc.get_count()
+
+    def collect(self, spent_s: float, clock: Callable[[], float]) -> None:
+        """Run what a job left to be run.
+
+        A job after which as many objects are there as before it left none. Where no collection ran meanwhile, the
+        youngest generation has all that is new; else all of it is gone through, if the job's time pays for that.
+
+        Args:
+            spent_s: how long the job took.
+            clock: says the time, in seconds.
+        """
+        counts = gc.get_count()
+        if counts == self._counts or not gc.isenabled():
+            return
+        with contextlib.suppress(BaseException):  # an interrupt that the job asked for and did not wait for
+            if counts[1:] != self._counts[1:] and spent_s >= _COLLECTION_SHARE * self._cost_s:
+                begun_at = clock()
+                gc.collect()
+                self._cost_s = clock() - begun_at
+            self._remember()
+
+
+def temporary_directory() -> str | None:
+    """The directory that `multiprocessing` made for the sockets of this process, which it would remove at an exit."""
+    process = sys.modules.get("multiprocessing.process")
+    config: dict[str, Any] = {} if process is None else process.current_process()._config  # noqa: SLF001 - no public name
+    return config.get("tempdir")
+
+
+def remove_temporary_directory(kept: str | None) -> None:
+    """Remove it, unless it is this one."""
+    directory = temporary_directory()
+    if directory is None or directory == kept:
+        return
+    del sys.modules["multiprocessing.process"].current_process()._config["tempdir"]  # noqa: SLF001 - as above
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+
+
+# -- what a process goes by
+
+
+def settings() -> object:
+    """What threads, sockets and conversions go by."""
+    digits = sys.get_int_max_str_digits()
+    return sys.getswitchinterval(), digits, _thread.stack_size(), socket.getdefaulttimeout()
+
+
+def arithmetic() -> object:
+    """Whether a little more or less than one is still rounded to the nearest, and how `decimal` calculates.
+
+    Each job has a context of its own, but a decimal context that was there before the first is shared by all.
+    """
+    decimal = sys.modules.get("decimal")
+    return _ONE + _LITTLE, _ONE - _LITTLE, None if decimal is None else str(decimal.getcontext())
+
+
+def timers() -> object:
+    """The timers of timer_create(2), which only the kernel lists."""
+    try:
+        with open("/proc/self/timers", "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def surroundings() -> object:
+    """Which root directory, mounts and network there are."""
+    root = os.stat("/")
+    return root.st_dev, root.st_ino, *map(_namespace, _NAMESPACES)
+
+
+def _namespace(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None

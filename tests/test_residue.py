@@ -1,0 +1,174 @@
+"""What a job left where no state of the interpreter shows it. Each test runs in a forked child, which it may spoil."""
+
+import _thread
+import gc
+import multiprocessing.process
+import multiprocessing.util
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from children import in_child
+
+from robust_eval.processes import residue
+from robust_eval.processes.residue import CoreModules, Garbage, Tripwires
+
+
+def replace_and_restore() -> None:
+    kept, os.write = os.write, print  # type: ignore[assignment]
+    os.write = kept
+
+
+CHANGES: list[tuple[Callable[[], Any], bool]] = [
+    (lambda: setattr(os, "write", print), True),
+    (lambda: delattr(time, "sleep"), True),
+    (lambda: threading.settrace(print), True),
+    (lambda: setattr(random, "random", print), True),
+    (lambda: setattr(os, "new", 1), False),
+    (replace_and_restore, False),
+]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize(("change", "shows"), CHANGES)
+def test_a_function_that_was_replaced_is_noticed(
+    counted: bool, change: Callable[[], Any], shows: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the interpreter counts the changes of a dict, and where it does not. What was added is no harm."""
+    if not counted:
+        monkeypatch.setattr(residue, "version_of", lambda _: None)
+    counted = residue.version_of({}) is not None
+
+    def look() -> list[bool]:
+        core = CoreModules()
+        before = [core.are_changed(), core.differ_unnoticed()]
+        change()
+        return [*before, core.are_changed(), core.differ_unnoticed(), core.are_changed()]
+
+    assert in_child(look) == [False, False, shows and counted, shows and not counted, False]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sys.addaudithook(lambda *_: None),
+        lambda: _thread.start_new_thread(lambda: None, ()),
+    ],
+)
+def test_what_nobody_can_undo_is_noticed_when_it_is_called(call: Callable[[], Any]):
+    """An audit hook cannot be listed, and a raw thread is counted only once it runs."""
+
+    def look() -> tuple[bool, bool]:
+        tripwires = Tripwires()
+        before = tripwires.touched
+        call()
+        return before, tripwires.touched
+
+    assert in_child(look) == (False, True)
+
+
+class Tale:
+    """A cycle that tells of its end."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.itself = self
+        self.told = told
+
+    def __del__(self) -> None:
+        self.told.append("collected")
+
+
+def grow_old(told: list[str]) -> None:
+    """A cycle that survives collections, and is left then."""
+    tale = Tale(told)
+    gc.collect()
+    gc.collect()
+    del tale
+
+
+@pytest.mark.parametrize("leave", [Tale, grow_old])
+def test_a_cycle_is_collected_in_the_time_of_its_job(leave: Callable[[list[str]], Any]):
+    """A young one, and one that is not found among the young."""
+
+    def look() -> tuple[list[str], list[str]]:
+        told: list[str] = []
+        garbage = Garbage()
+        garbage.settle()
+        leave(told)
+        before = list(told)
+        garbage.collect(1.0, time.monotonic)
+        return before, told
+
+    assert in_child(look) == ([], ["collected"])
+
+
+def test_a_collection_is_paid_for_by_the_time_of_the_job():
+    """Where collections take long, short jobs are not made to wait for them; the next long one does it."""
+
+    def look() -> list[int]:
+        told: list[str] = []
+        instants = iter(range(0, 100, 10))
+        garbage, found = Garbage(), []
+        garbage.settle()
+        for spent_s in (1.0, 1.0, 1000.0):  # each collection seems to take ten seconds
+            grow_old(told)
+            garbage.collect(spent_s, lambda: next(instants))
+            found.append(len(told))
+        return found
+
+    assert in_child(look) == [1, 1, 3]
+
+
+def test_a_job_that_left_nothing_costs_no_collection():
+    """Nor does one of a user who switched the collector off."""
+
+    def look() -> tuple[list[str], list[str]]:
+        ran: list[str] = []
+        garbage = Garbage()
+        garbage.settle()
+        gc.callbacks.append(lambda phase, _: ran.append(phase))
+        garbage.collect(1.0, time.monotonic)  # for the function above
+        ran.clear()
+        garbage.collect(1.0, time.monotonic)
+        nothing = list(ran)
+        gc.disable()
+        kept = [[] for _ in range(10)]  # type: ignore[var-annotated]
+        garbage.collect(1.0, time.monotonic)
+        return nothing, ran if kept else ["?"]
+
+    assert in_child(look) == ([], [])
+
+
+def test_the_directory_of_multiprocessing_goes_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Unless it was there before the first job; its sockets go with it, and a new one can be made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def look() -> list[bool]:
+        found = [residue.temporary_directory() is None]
+        residue.remove_temporary_directory(None)
+        directory = multiprocessing.util.get_temp_dir()
+        (Path(directory) / "listener").touch()
+        residue.remove_temporary_directory(directory)
+        found.append(Path(directory).exists())
+        residue.remove_temporary_directory(None)
+        found.append(not Path(directory).exists())
+        found.append(Path(multiprocessing.util.get_temp_dir()).exists())
+        return found
+
+    assert in_child(look) == [True] * 4
+
+
+def test_nothing_is_asked_of_multiprocessing_where_it_is_not_loaded():
+    """A worker that never used it has no directory."""
+
+    def look() -> str | None:
+        del sys.modules["multiprocessing.process"]
+        return residue.temporary_directory()
+
+    assert in_child(look) is None
