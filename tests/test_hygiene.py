@@ -471,14 +471,13 @@ def test_after_a_call_that_changes_the_rare_it_is_looked_at():
     """Python tells of such calls, also where they were made before the baseline; without one nobody looks."""
 
     def look() -> tuple[str | None, ...]:
-        calls = Calls()
-        baseline = Baseline(Builtins(), calls)
+        deaf = Baseline(Builtins(), Calls())
         os.chdir("/")
-        unheard = baseline.changed()
-        calls.listen()
+        unheard = deaf.changed()
+        heard = Baseline(Builtins(), Calls().listen())
         sys.audit("open", "x", "r", 0)
-        unheard_of = baseline.changed()
-        os.chdir("/")
-        return unheard, unheard_of, baseline.changed()
+        unheard_of = heard.changed()
+        os.chdir("/tmp")
+        return unheard, unheard_of, heard.changed()
 
     assert in_clean_child(look) == (None, None, "working directory")
