@@ -120,6 +120,8 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("settings", lambda: sys.setswitchinterval(1.0)),
     ("arithmetic", round_up),
     ("arithmetic", lambda: setattr(decimal.getcontext(), "prec", 3)),
+    ("timers of the kernel", make_a_timer),
+    ("surroundings", leave_the_network),
     ("signal handlers", lambda: signal.signal(STOP_SIGNAL, signal.SIG_IGN)),
     ("scheduling", lambda: os.nice(1)),
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
@@ -127,8 +129,6 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
 THOROUGH: list[tuple[str, Callable[[], Any]]] = [
     ("all resource limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
     ("standard files", replace_stdout_file),
-    ("timers of the kernel", make_a_timer),
-    ("surroundings", leave_the_network),
 ]
 
 
