@@ -432,6 +432,17 @@ def test_children_that_have_ended_are_reaped():
         assert tree.children(worker.pid) == []
 
 
+def lose_the_streams() -> None:
+    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("initializer", [os.fork, lose_the_streams])
+def test_an_initializer_may_do_odd_things(initializer: Callable[[], Any]):
+    """A child that comes back as well is no second worker, which would take jobs; streams may be missing."""
+    with supervised(call, initializer=initializer) as worker:
+        assert [worker.run((int,)) for _ in range(20)] == [(None, 0)] * 20
+
+
 def test_helpers_of_the_initializer_stay():
     """They belong to the worker and not to its jobs."""
 
