@@ -186,10 +186,10 @@ def ignore_our_signals(job: RunningJob) -> float:
 @fault()
 def set_a_timer_of_the_kernel(job: RunningJob) -> float:
     """One that `getitimer` does not know; its signal would end the next job."""
-    libc, monotonic, in_10_ms = ctypes.CDLL(None), 1, (ctypes.c_long * 4)(0, 0, 0, 10_000_000)
+    libc, monotonic, in_an_hour = ctypes.CDLL(None), 1, (ctypes.c_long * 4)(0, 0, 3600, 0)
     timer = ctypes.c_void_p()
     libc.timer_create(monotonic, None, ctypes.byref(timer))
-    libc.timer_settime(timer, 0, in_10_ms, None)
+    libc.timer_settime(timer, 0, in_an_hour, None)
     time.sleep(0.002)  # what costs more to look at is looked at after jobs that are not over in a blink
     return own_value(job)
 

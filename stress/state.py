@@ -44,6 +44,7 @@ def _of_the_process() -> dict[str, object]:
         "handled": [n for n in signal.valid_signals() if signal.getsignal(n) not in {signal.SIG_DFL, signal.SIG_IGN}],
         "masked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "timers": [signal.getitimer(timer) for timer in _TIMERS],
+        "kernel timers": Path("/proc/self/timers").read_text(),
         "limits": [resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in _LIMITS],
         "scheduling": (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)),
         "user": (os.getresuid(), os.getresgid()),
