@@ -690,6 +690,20 @@ def test_what_was_taken_back_is_not_begun():
         assert worker.next().job_id == 9
 
 
+def test_what_was_taken_back_twice_is_not_begun():
+    """However often within one job: the worker still has what it read first, and must not take it for what came last."""
+    with supervised(call) as worker:
+        send_together(worker, (signal.pause,), (os._exit, 4))
+        wait_until(lambda: worker.port.stamp() is not None)
+        assert worker.port.take_back() == [1]
+        for job_id in range(2, 6):
+            worker.send((os._exit, 5), job_id=job_id)
+            assert worker.port.take_back() == [job_id]
+        worker.send((int,), job_id=9)
+        os.kill(worker.pid, STOP_SIGNAL)
+        assert [worker.next().job_id for _ in range(2)] == [0, 9]
+
+
 def test_rubbish_among_the_claims_ends_the_worker():
     """It cannot know any more which jobs are its own."""
     with supervised(call) as worker:

@@ -8,8 +8,9 @@ job, mapped by all and by the driver: it says which jobs had begun when a superv
 import signal
 import struct
 
-NUMBER = struct.Struct("=Q")
-INSTANT = struct.Struct("=d")
+# Native: such a number is written and read in one step, while the other end reads and writes it.
+NUMBER = struct.Struct("Q")
+INSTANT = struct.Struct("d")
 BEGUN_AT, STOP_AT, LOST_AT, READ_AT, READING_AT = 8, 16, 24, 32, 40
 SENT_AT, HEARD_AT, HEARING_AT = 48, 56, 64
 HELD_FIRST_AT, HELD_BYTES_AT = 72, 80

@@ -150,12 +150,16 @@ class Port:
             self._sent.popleft()
 
     def take_back(self) -> list[int]:
-        """The jobs that the worker has not begun, which it now cannot begin any more."""
+        """The jobs that the worker has not begun, which it now cannot begin any more.
+
+        It may have read them, and does not forget them before its job ends: what it gets from now on has claims of
+        another turn, so that it takes none of these for those. A worker may be taken back from more than once in a job.
+        """
         unsent, self._next, self._next_ids, self._next_bytes = self._next_ids, [], [], 0
         count = min(self._unclaim(_MOST_CLAIMS), len(self._sent))
         if not count:
             return unsent
-        self._turn ^= 1
+        self._turn = (self._turn + 1) % len(wire.CLAIMS)
         return [self._sent.pop() for _ in range(count)][::-1] + unsent
 
     # -- the shared page

@@ -146,7 +146,7 @@ PACKET_HEADER_BYTES = _PACKET.size
 PACKET_BYTES = 1 << 17
 MESSAGE_BYTES = 1 << 15
 ASSIGN, JOB, JOB_IN_MEMORY = 1, 2, 3
-CLAIMS = (b"\xf6", b"\xf7")
+CLAIMS = tuple(bytes([value]) for value in range(0xC0, 0x100))  # one for each turn, see `Port.take_back`
 
 
 class Packet(NamedTuple):

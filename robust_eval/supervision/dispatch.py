@@ -45,8 +45,9 @@ class Dispatcher:
         mean_s = self.mean_s
         self.mean_s = mean_s + _EWMA * (min(duration_s, _MOST_TIMES * mean_s) - mean_s)
 
-    def held_up(self) -> None:
-        """Remember that a job is so long that others must not wait for it."""
+    def held_up(self, worker: WorkerRecord) -> None:
+        """Remember that a job is so long that others must not wait for it: this worker gets no more of them."""
+        self._refill.pop(worker.worker_id, None)
         self.mean_s += _EWMA * (self._policy.hold_up_s - self.mean_s)
 
     def go_on(self, worker: WorkerRecord) -> None:

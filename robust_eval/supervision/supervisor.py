@@ -370,7 +370,7 @@ class Supervisor:
             self._doom_for(worker, "timeout", "job_timeout", since + job.timeout_s)
             return
         if len(worker.inbox) > 1 and looked_at >= since + self.policy.hold_up_s:
-            self.dispatcher.held_up()
+            self.dispatcher.held_up(worker)
             self.actions.append(TakeBack(worker.worker_id))
         self.dispatcher.watch(worker, looked_at)
 
