@@ -10,7 +10,7 @@ This module must not import anything heavy: it is loaded in every worker process
 from __future__ import annotations
 
 import reprlib
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 _REPORT = "This is a bug in robust_eval: please report it with this message and the traceback."
 
@@ -60,6 +60,14 @@ class SearchStopped(RobustEvalError, RuntimeError):
 
 class SearchBroken(RobustEvalError, RuntimeError):
     """So many jobs failed that the search was stopped (``max_failure_rate``, ``max_consecutive_failures``)."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM came to the driver while `Evaluator.stop_on_sigterm` was in force."""
+
+
+# What the driver's user or batch system asks for. It may come while code of the user's is called, and is not its error.
+ASKED_TO_END: Final = (KeyboardInterrupt, Terminated)
 
 
 class InternalError(RobustEvalError):

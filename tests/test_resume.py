@@ -288,3 +288,20 @@ def test_sigterm_is_handled_in_the_main_thread_only(url):
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(EvaluatorClosed):
             evaluator.submit([{"x": 1}])
+
+
+class TerminatedWhilePickled:
+    """SIGTERM comes just while this is pickled, as it may while any configuration is."""
+
+    def __reduce__(self):
+        signal.raise_signal(signal.SIGTERM)
+        return TerminatedWhilePickled, ()
+
+
+def test_sigterm_is_no_failure_of_what_is_being_pickled(url):
+    """It ends the search, and the job is run by whoever resumes it."""
+    with pytest.raises(SystemExit) as ended:  # noqa: SIM117  the inner block is what must be left
+        with Evaluator.create(double, "process") as evaluator, evaluator.stop_on_sigterm():
+            evaluator.submit([{"x": TerminatedWhilePickled()}])
+    assert ended.value.code == 143
+    assert not [job for job in evaluator.jobs if job.failure]

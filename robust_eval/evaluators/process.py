@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
+from robust_eval.errors import ASKED_TO_END, InvalidArgument, InvalidArgumentType, bounded_repr
 from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.base import Evaluator
 from robust_eval.evaluators.ledger import Retries
@@ -207,7 +207,7 @@ class ProcessPoolEvaluator(Evaluator):
             timeout_s, memory_limit = default if limits is None else limits[index]
             try:
                 parcel = pack((job.id, job.config, job.run_kwargs, self._stopper))
-            except KeyboardInterrupt:
+            except ASKED_TO_END:
                 raise
             except BaseException as error:  # noqa: BLE001 - the user's reductions raise anything
                 message = f"the configuration of job {job.id} cannot be pickled: {describe_error(error)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from robust_eval.errors import ASKED_TO_END
 from robust_eval.failure import Failure, FailureKind
 from robust_eval.processes.blame import describe_error, rebuilt
 from robust_eval.processes.parcel import Landed, discard, needs_proof, open_parcel, unpack, view
@@ -79,7 +80,7 @@ class Settling:
         for value in self._unread.pop(number, ()):
             try:
                 budget, objective = unpack(value)
-            except KeyboardInterrupt:
+            except ASKED_TO_END:
                 raise
             except BaseException:  # noqa: BLE001, S112 - the user's own objects; without it the job is as it is
                 continue
@@ -114,7 +115,7 @@ class Settling:
         try:
             objective, metadata, observations = unpack(view(done.parcel))
             job.set_outcome(objective, metadata, observations)
-        except KeyboardInterrupt:  # a Ctrl-C of the driver's user; the next gather comes back to this job
+        except ASKED_TO_END:  # a Ctrl-C of the driver's user; the next gather comes back to this job
             raise
         except BaseException as error:  # noqa: BLE001 - the user's __setstate__, which may raise SystemExit
             message = f"the result cannot be unpickled in the driver: {describe_error(error)}"
@@ -172,7 +173,7 @@ def _late(late: Landed) -> Any:
         return None
     try:
         objective, _, _ = unpack(open_parcel(late))
-    except KeyboardInterrupt:
+    except ASKED_TO_END:
         raise
     except BaseException:  # noqa: BLE001 - the user's own objects
         return None

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from robust_eval.errors import InvalidArgument
+from robust_eval.errors import InvalidArgument, Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,4 +36,4 @@ def exit_on_sigterm() -> Iterator[None]:
 
 def _exit(_number: int, _frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise SystemExit(EXIT_CODE)
+    raise Terminated(EXIT_CODE)

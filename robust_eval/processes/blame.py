@@ -7,7 +7,7 @@ happens in the worker, under the job's own clock, and what leaves the worker is 
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robust_eval.errors import CommandFailed, InvalidOutput, JobStop
+from robust_eval.errors import ASKED_TO_END, CommandFailed, InvalidOutput, JobStop
 from robust_eval.processes.parcel import open_parcel, pack, unpack
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def rebuilt(parcel: bytes | None) -> BaseException | None:
         return None
     try:
         error = unpack(parcel)
-    except KeyboardInterrupt:  # a Ctrl-C of the driver's user
+    except ASKED_TO_END:  # a Ctrl-C of the driver's user
         raise
     except BaseException:  # noqa: BLE001 - the user's constructor, which may raise SystemExit
         return None
