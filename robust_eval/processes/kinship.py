@@ -18,6 +18,6 @@ class Kinship:
 
 def _join(key: bytes | None) -> None:
     if key is not None:
-        from multiprocessing.process import current_process  # noqa: PLC0415 - 1.5 ms, for those who need it
+        from multiprocessing.process import current_process  # 1.5 ms, for those who need it
 
         current_process().authkey = key
