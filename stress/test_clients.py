@@ -1,6 +1,7 @@
 """Libraries that take an executor take ours, unchanged. Each is skipped where it is not installed."""
 
 import asyncio
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def executor() -> Iterator[RobustExecutor]:
         yield executor
 
 
+@pytest.mark.filterwarnings("ignore:Ignoring since timer was stopped:UserWarning")  # of nevergrad's own clock
 @pytest.mark.parametrize("batch_mode", [True, False])
 def test_nevergrad(executor, batch_mode):
     """`minimize` finds the minimum, whether it waits for whole batches or for any result."""
@@ -131,7 +133,7 @@ def test_joblib_generators_and_its_own_timeout():
     with joblib.parallel_config("robust_eval", n_jobs=2):
         assert list(joblib.Parallel(return_as="generator")(tasks)) == [n**2 for n in range(6)]
         assert sorted(joblib.Parallel(return_as="generator_unordered")(tasks)) == [n**2 for n in range(6)]
-        with pytest.raises(TimeoutError):
+        with pytest.raises(multiprocessing.TimeoutError):  # joblib's
             joblib.Parallel(timeout=0.5)(joblib.delayed(time.sleep)(60) for _ in range(2))
         assert joblib.Parallel()(tasks) == [n**2 for n in range(6)]
 
