@@ -404,6 +404,23 @@ def test_proxies_of_a_manager_reach_the_workers(start_method):
         assert [queue.get(), queue.get(), later.get()] == ["ready", "called", "later"]
 
 
+def test_a_call_that_found_no_thread_free_leaves_the_executor_usable(monkeypatch):
+    """It raises; the next one is answered, and the executor closes as ever."""
+    start = threading.Thread.start
+    refusals = iter(["can't start new thread"])
+
+    def refuse_once(thread: threading.Thread) -> None:
+        if thread.name == "robust_eval calls" and (refusal := next(refusals, None)):
+            raise RuntimeError(refusal)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    with nothing_left(), RobustExecutor(1) as executor:
+        with pytest.raises(RuntimeError, match="new thread"):
+            executor.submit(abs, -1)
+        assert executor.submit(abs, -2).result(PATIENCE_S) == 2
+
+
 def test_an_initializer_that_cannot_travel_is_refused():
     """At once, where it was written."""
     with pytest.raises(InvalidArgumentType, match="initializer"):
