@@ -182,15 +182,16 @@ class Calls:
 
     def _ensure_pool(self, snapshot: object) -> Pool:
         """The pool, started where there is none, with a template that loads this function, and the thread."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._serve, name="robust_eval calls", daemon=True)
+            thread.start()  # raises where no thread is free; the next call tries again
+            self._thread = thread
+            # Without a limit a call may never end; an exit that waited for it would not either.
+            atexit.register(self.abort)
         if self._pool is None or self._pool.closed:
             known = snapshot if isinstance(snapshot, Snapshot) else None
             bundle = pack(Bundle(Calling(known), self._initializer, self._initargs, sources()))
             self._pool = Pool(bundle, self._settings, self._inbox.put, _ignore_record)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="robust_eval calls", daemon=True)
-            self._thread.start()
-            # Without a limit a call may never end; an exit that waited for it would not either.
-            atexit.register(self.abort)
         return self._pool
 
     def _feed(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -389,6 +390,35 @@ def test_a_failing_initializer_fails_the_calls_that_wait(monkeypatch):
                 future.result(PATIENCE_S)
         with pytest.raises(JobStartupFailed, match="licence server"):
             executor.submit(abs, -1).result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_proxies_of_a_manager_reach_the_workers(start_method):
+    """Its queues and locks are what calls and initializers share, also those made after the pool."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        queue = manager.Queue()
+        with RobustExecutor(1, initializer=queue.put, initargs=("ready",), start_method=start_method) as executor:
+            executor.submit(queue.put, "called").result(PATIENCE_S)
+            later = manager.Queue()
+            executor.submit(later.put, "later").result(PATIENCE_S)
+        assert [queue.get(), queue.get(), later.get()] == ["ready", "called", "later"]
+
+
+def test_a_call_that_found_no_thread_free_leaves_the_executor_usable(monkeypatch):
+    """It raises; the next one is answered, and the executor closes as ever."""
+    start = threading.Thread.start
+    refusals = iter(["can't start new thread"])
+
+    def refuse_once(thread: threading.Thread) -> None:
+        if thread.name == "robust_eval calls" and (refusal := next(refusals, None)):
+            raise RuntimeError(refusal)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    with nothing_left(), RobustExecutor(1) as executor:
+        with pytest.raises(RuntimeError, match="new thread"):
+            executor.submit(abs, -1)
+        assert executor.submit(abs, -2).result(PATIENCE_S) == 2
 
 
 def test_an_initializer_that_cannot_travel_is_refused():

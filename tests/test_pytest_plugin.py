@@ -144,6 +144,38 @@ def test_a_run_goes_on_whatever_a_test_does(project, spread):
     assert "_pytest/" not in done.stdout
 
 
+EXPECTED = """
+import os
+import pytest
+from robust_eval import JobCrashed
+
+@pytest.mark.isolated(job_timeout=0.5)
+@pytest.mark.xfail(raises=TimeoutError, reason="a known hang")
+def test_hangs():
+    while True:
+        pass
+
+@pytest.mark.isolated
+@pytest.mark.xfail
+def test_crashes():
+    os.abort()
+
+@pytest.mark.isolated
+@pytest.mark.xfail(raises=TimeoutError)
+def test_crashes_instead():
+    os.abort()
+"""
+
+
+def test_a_mark_of_xfail_holds_for_a_test_that_is_killed(project):
+    """By the exception that its failure is, unless marks of xfail are not to count."""
+    (project / "test_mixed.py").write_text(EXPECTED)
+    found = counts(run_pytest(project, "test_mixed.py").stdout)
+    assert {name: found.get(name) for name in ("failed", "xfailed")} == {"failed": 1, "xfailed": 2}
+    found = counts(run_pytest(project, "--runxfail", "test_mixed.py", "-k", "hangs").stdout)
+    assert found.get("failed") == 1
+
+
 def test_with_s_the_output_of_isolated_tests_is_shown(project):
     """Once they are done, also of one that passed."""
     (project / "test_second.py").write_text(SECOND.replace("pass", 'print("said in passing")'))

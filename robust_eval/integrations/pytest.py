@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.skipping import evaluate_xfail_marks  # no public way leads to it
 
 from robust_eval.calls import failure_in
 from robust_eval.errors import RobustEvalError
@@ -85,7 +86,7 @@ class Isolation:
             raise
         if error is not None:
             failure = _without_frames_of_pytest(failure_in(error))
-            return [_failed(item, failure.render(), failure.duration or 0.0)]
+            return [_as_expected(item, error, _failed(item, failure.render(), failure.duration or 0.0))]
         restore = self._config.hook.pytest_report_from_serializable
         return [restore(config=self._config, data=data) for data in future.result()]
 
@@ -146,6 +147,20 @@ def _failed(item: pytest.Item, text: str, duration_s: float) -> pytest.TestRepor
     call = pytest.CallInfo.from_call(lambda: None, when="call")
     report = pytest.TestReport.from_item_and_call(item, call)
     report.outcome, report.longrepr, report.duration = "failed", text, duration_s
+    return report
+
+
+def _as_expected(item: pytest.Item, error: BaseException, report: pytest.TestReport) -> pytest.TestReport:
+    """The report of a test that was ended, as its `xfail` mark has it; what failed by itself its own run has judged."""
+    mark = None if item.config.option.runxfail else evaluate_xfail_marks(item)
+    if mark is not None:
+        expected = mark.raises
+        if isinstance(expected, type | tuple) or expected is None:
+            fits = isinstance(error, expected or BaseException)
+        else:
+            fits = expected.matches(error)
+        if fits:
+            report.outcome, report.wasxfail = "skipped", mark.reason
     return report
 
 

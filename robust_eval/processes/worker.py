@@ -25,6 +25,7 @@ from robust_eval.processes import system, tree, wire
 from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
 from robust_eval.processes.hygiene import Baseline, Builtins, Calls, Randomness
+from robust_eval.processes.kinship import Kinship
 from robust_eval.processes.layout import (
     BEGUN_AT,
     CHANNEL_LOST_CODE,
@@ -75,6 +76,14 @@ class Bundle(NamedTuple):
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     sources: dict[str, list[str]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # First, since the rest may hold proxies of a manager, which it must be let in by.
+        return _bundle, (Kinship(), *self)
+
+
+def _bundle(_kinship: None, *fields: Any) -> Bundle:
+    return Bundle(*fields)
 
 
 def high(fd: int) -> int:
