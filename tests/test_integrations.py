@@ -57,7 +57,10 @@ def test_optuna_trials_fail_with_their_cause():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for how in behaviours:
         study.enqueue_trial({"how": how, "x": 0.5, "n": 2})
-    with nothing_left(), IsolatedObjective(trial_run, space, num_workers=2, job_timeout=1, preload=["optuna"]) as objective:
+    with (
+        nothing_left(),
+        IsolatedObjective(trial_run, space, num_workers=2, job_timeout=1, preload=["optuna"]) as objective,
+    ):
         study.optimize(objective, n_trials=len(behaviours), n_jobs=2)
     trials = {trial.params["how"]: trial for trial in study.trials}
     assert {how: trial.state.name for how, trial in trials.items()} == {

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from deephyper.evaluator import Evaluator, HPOJob, JobStatus
 from deephyper.evaluator.storage import MemoryStorage
 
 from robust_eval.calls import failure_in
-from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
+from robust_eval.errors import InvalidArgument, InvalidArgumentType, JobCancelled, bounded_repr
 from robust_eval.evaluators.notify import log_failure
 from robust_eval.executor import RobustExecutor
 from robust_eval.failure import Failure
@@ -65,16 +67,18 @@ class RobustEvaluator(Evaluator):  # type: ignore[misc]  # DeepHyper ships no ty
         **options: Any,
     ) -> None:
         if not callable(run_function):
-            msg = f"run_function={bounded_repr(run_function)} cannot be called. Pass a function of a job."
-            raise InvalidArgumentType(msg)
+            raise InvalidArgumentType(
+                f"run_function={bounded_repr(run_function)} cannot be called. Pass a function of a job."
+            )
         kwargs = dict(run_function_kwargs or {})
         count = parse_count("num_workers", num_workers)
-        super().__init__(run_function, count, list(callbacks or ()), kwargs, storage, search_id)
-        self._job_class = HPOJob
         # The key with which storages that are served by a manager's process let a worker in.
         key = bytes(multiprocessing.current_process().authkey)
-        self._options = {"initializer": Alone.prepare, "initargs": (run_function, kwargs, key), **options}
-        self._executor: RobustExecutor | None = RobustExecutor(count, **self._options)
+        initargs = (run_function, kwargs, key)
+        self._make_executor = partial(_executor, count, initargs, options)
+        self._executor: RobustExecutor | None = self._make_executor()
+        super().__init__(run_function, count, list(callbacks or ()), kwargs, storage, search_id)
+        self._job_class = HPOJob
 
     def submit(self, args_list: list[dict[str, Any]]) -> None:
         """Have configurations evaluated; returns without waiting for them.
@@ -83,55 +87,56 @@ class RobustEvaluator(Evaluator):  # type: ignore[misc]  # DeepHyper ships no ty
             InvalidArgument: the search has a stopper, and a storage that the stopper could not reach in a worker.
         """
         if self._stopper is not None and isinstance(self._storage, MemoryStorage):
-            msg = "A stopper compares jobs by the storage, which workers cannot reach: pass storage=SharedMemoryStorage()."
-            raise InvalidArgument(msg)
+            raise InvalidArgument(
+                "a stopper compares jobs by the storage, and MemoryStorage stays in this process. "
+                "Pass storage=SharedMemoryStorage()."
+            )
         super().submit(args_list)
 
     async def execute(self, job: Job) -> Job:
         """Run one job. What becomes of it is its outcome: this raises nothing, unless it is cancelled."""
         async with self.sem:
             if self._is_over():
-                return _cancelled(job, Failure("cancelled", "the search's timeout was over before it began", 0))
+                return _cancelled(job, _ended(None))
             job.status = JobStatus.RUNNING
             if self._executor is None:
-                self._executor = RobustExecutor(self.num_workers, **self._options)
+                self._executor = self._make_executor()
+            executor = self._executor
             storage = None if isinstance(self._storage, MemoryStorage) else self._storage
-            call = self._executor.submit(Alone.evaluate, job.args, job.id, self._stopper, storage)
+            call = executor.submit(Alone.evaluate, job.args, job.id, self._stopper, storage)
             try:
-                await self._settled(call)
+                await self._settled(executor, call)
             except asyncio.CancelledError:
-                self._executor.kill(call)
+                executor.kill(call)
                 raise
             return self._with_outcome(job, call)
 
-    async def _settled(self, call: Future[Any]) -> None:
+    async def _settled(self, executor: RobustExecutor, call: Future[Any]) -> None:
         """Wait for a call, for no longer than the search lasts."""
         waiting = asyncio.wrap_future(call)
         done, _ = await asyncio.wait([waiting], timeout=None if self.timeout is None else self.time_left)
-        if not done and self._executor is not None:
-            self._executor.kill(call)
+        if not done:
+            executor.kill(call)
             await asyncio.wait([waiting])
         if not waiting.cancelled():
             waiting.exception()  # asyncio wants to see it read
 
     def _with_outcome(self, job: Job, call: Future[Any]) -> Job:
-        error = call.exception()
-        if error is None:
-            objective, metadata, _ = call.result()
-            job.set_output({"objective": objective, "metadata": {"failure": None, "failure_message": None, **metadata}})
-            job.failure = None
-            self._tell_history(job)
-            return job
-        failure = failure_in(error)
-        if failure.kind == "cancelled" and self._is_over():
-            message = "the search's timeout was over while it ran"
-            return _cancelled(job, Failure("timeout", message, failure.attempts, failure.duration, failure.peak_memory))
-        return _failed(job, failure)
+        error = None if call.cancelled() else call.exception()
+        if call.cancelled() or isinstance(error, JobCancelled):
+            return _cancelled(job, _ended(None if error is None else failure_in(error)))
+        if error is not None:
+            return _failed(job, failure_in(error))
+        objective, metadata, _ = call.result()
+        job.set_output({"objective": objective, "metadata": {"failure": None, "failure_message": None, **metadata}})
+        job.failure = None
+        self._tell_history(job)
+        return job
 
     def _tell_history(self, job: Job) -> None:
-        """Correct how many objectives the search expects: of a first job that failed it has concluded one."""
+        """Correct how many objectives the search expects: of a first job that failed it concludes one."""
         history = getattr(self.search, "history", None)
-        if history is not None and isinstance(job.objective, tuple | list) and history.num_objective == 1:
+        if history is not None and isinstance(job.objective, tuple | list) and history.num_objective in {None, 1}:
             history.set_num_objective(job)
 
     def _is_over(self) -> bool:
@@ -148,7 +153,7 @@ class RobustEvaluator(Evaluator):  # type: ignore[misc]  # DeepHyper ships no ty
             executor, self._executor = self._executor, None
             if executor is not None:
                 executor.kill_workers()
-        self.timeout = None
+        self.timeout: float | None = None
         self.maximum_num_jobs_submitted = -1
         return jobs
 
@@ -159,12 +164,23 @@ class RobustEvaluator(Evaluator):  # type: ignore[misc]  # DeepHyper ships no ty
         self.close()
 
 
+def _executor(num_workers: int, initargs: tuple[Any, ...], options: dict[str, Any]) -> RobustExecutor:
+    return RobustExecutor(num_workers, initializer=Alone.prepare, initargs=initargs, **options)
+
+
 def _failed(job: Job, failure: Failure) -> Job:
     metadata = {"failure": failure.kind, "failure_message": failure.message}
     job.set_output({"objective": Evaluator.FAIL_RETURN_VALUE, "metadata": metadata})
     job.failure = failure
     log_failure(job.id, failure)
     return job
+
+
+def _ended(failure: Failure | None) -> Failure:
+    """Why a job of a search that is over has no result: it ran then, or had not begun."""
+    if failure is None or not failure.attempts:
+        return Failure("cancelled", "the search's timeout was over before it began", attempts=0)
+    return replace(failure, kind="timeout", message="the search's timeout was over while it ran")
 
 
 def _cancelled(job: Job, failure: Failure) -> Job:

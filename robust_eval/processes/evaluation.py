@@ -97,7 +97,9 @@ class Alone:
             multiprocessing.current_process().authkey = authkey
 
     @classmethod
-    def evaluate(cls, config: dict[str, Any], job_id: str = "0.0", stopper: Any = None, storage: Any = None) -> Standard:
+    def evaluate(
+        cls, config: dict[str, Any], job_id: str = "0.0", stopper: Any = None, storage: Any = None
+    ) -> Standard:
         """Evaluate one configuration."""
         cls.evaluation.storage = storage
         return cls.evaluation((job_id, config, None, stopper), NoContext())
