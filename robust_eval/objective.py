@@ -34,7 +34,8 @@ def standardize(output: Any) -> Standard:
     Args:
         output: a number (any ``numbers.Real``, numpy's scalars and ``Decimal`` included), a tuple or
             list of numbers and ``"F..."`` strings, an ``"F..."`` string, or a dict with ``objective``
-            and optionally ``metadata`` and ``observations``. A two-dimensional objective is the
+            and optionally ``metadata`` and ``observations``; or one of these as the ``output`` of a dict, which
+            is what the ``profile`` of current DeepHyper returns. A two-dimensional objective is the
             pair (budgets, objectives) that a stopper observed: its last objective counts.
 
     Returns:
@@ -54,7 +55,7 @@ def standardize(output: Any) -> Standard:
             return value, {}, None
         _refuse(output, "is not finite")
     if isinstance(output, dict):
-        return _from_dict(output)
+        return _from_dict(output) if "objective" in output else _from_profile(output)
     if isinstance(output, tuple | list):
         objective, observations = _from_sequence(output, output)
         return objective, {}, observations
@@ -62,12 +63,23 @@ def standardize(output: Any) -> Standard:
     return (objective if isinstance(objective, str) else float(objective)), {}, None
 
 
-def _from_dict(output: dict[Any, Any]) -> Standard:
-    if "objective" not in output:
+def _from_profile(output: dict[Any, Any]) -> Standard:
+    """Take apart what the `profile` of current DeepHyper makes: ``output``, as it was, and ``metadata``."""
+    if "output" not in output or (isinstance(output["output"], dict) and "objective" not in output["output"]):
         _refuse(output, 'is a dict without "objective"')
+    objective, metadata, observations = standardize(output["output"])
+    return objective, {**_metadata(output), **metadata}, observations
+
+
+def _metadata(output: dict[Any, Any]) -> dict[Any, Any]:
     metadata = output.get("metadata")
     if metadata is not None and not isinstance(metadata, Mapping):
         _refuse(output, f'has a {type(metadata).__name__} as "metadata", which must be a dict')
+    return {} if metadata is None else dict(metadata)
+
+
+def _from_dict(output: dict[Any, Any]) -> Standard:
+    metadata = _metadata(output)
     observations = output.get("observations")
     objective = output["objective"]
     numpy = sys.modules.get("numpy")
@@ -79,7 +91,7 @@ def _from_dict(output: dict[Any, Any]) -> Standard:
         observations = observations if observed is None else observed
     else:
         objective = _from_scalar(objective, output)
-    return objective, {} if metadata is None else dict(metadata), observations
+    return objective, metadata, observations
 
 
 def _from_sequence(values: tuple[Any, ...] | list[Any], output: Any) -> tuple[Any, list[list[Any]] | None]:

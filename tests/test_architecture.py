@@ -62,6 +62,7 @@ OPTIONAL = {
     "hypothesis": ("falsification", "spaces"),
     "optuna": ("integrations.optuna",),
     "joblib": ("integrations.joblib",),
+    "deephyper": ("integrations.deephyper",),
     "pytest": ("pytest_plugin", "integrations.pytest"),
     "ray": ("evaluators.ray",),
     "mpi4py": ("evaluators.mpicomm",),

@@ -82,6 +82,14 @@ def test_observations_end_in_the_objective(rows):
         assert standardize(rows) == (4.0, {}, [[1, 2], [3.0, 4.0]])
 
 
+def test_what_the_profile_of_deephyper_returns_is_taken_apart():
+    """Its dict holds the output, whatever that is, and metadata; those of the run function itself win."""
+    assert standardize({"output": 1, "metadata": {"a": 1}}) == (1.0, {"a": 1}, None)
+    assert standardize({"output": "F_own"}) == ("F_own", {}, None)
+    inner = {"objective": (1, 2), "metadata": {"a": 2, "b": 3}}
+    assert standardize({"output": inner, "metadata": {"a": 1, "c": 4}}) == ((1, 2), {"a": 2, "b": 3, "c": 4}, None)
+
+
 def test_arrays_count_inside_a_dict():
     """As in DeepHyper: an array is an objective inside a dict, and none of its own."""
     assert standardize({"objective": np.array(2.0)})[0] == 2.0
@@ -108,6 +116,10 @@ class Hostile:
         Hostile(),
         {},
         {"metadata": {}},
+        {"output": None},
+        {"output": {}},
+        {"output": {"output": 1}},
+        {"output": 1, "metadata": 2},
         {"objective": None},
         {"objective": 1, "metadata": [1]},
         {"objective": float("nan")},

@@ -86,11 +86,26 @@ class Alone:
     evaluation: Evaluation
 
     @classmethod
-    def prepare(cls, run_function: Callable[..., Any]) -> None:
-        """Be given the run function, once in each worker."""
-        cls.evaluation = Evaluation(run_function, {})
+    def prepare(
+        cls, run_function: Callable[..., Any], kwargs: Mapping[str, Any] | None = None, authkey: bytes | None = None
+    ) -> None:
+        """Be given the run function and keyword arguments of every call, once in each worker.
+
+        Args:
+            run_function: the user's.
+            kwargs: of every call.
+            authkey: of the driver, for proxies of `multiprocessing` among the arguments.
+        """
+        cls.evaluation = Evaluation(run_function, kwargs or {})
+        if authkey is not None:
+            import multiprocessing
+
+            multiprocessing.current_process().authkey = authkey
 
     @classmethod
-    def evaluate(cls, config: dict[str, Any]) -> Standard:
+    def evaluate(
+        cls, config: dict[str, Any], job_id: str = "0.0", stopper: Any = None, storage: Any = None
+    ) -> Standard:
         """Evaluate one configuration."""
-        return cls.evaluation(("0.0", config, None, None), NoContext())
+        cls.evaluation.storage = storage
+        return cls.evaluation((job_id, config, None, stopper), NoContext())
