@@ -15,7 +15,7 @@ from robust_eval.errors import InvalidArgument, RobustEvalError, StorageError
 from robust_eval.evaluators import keeper as keeping
 from robust_eval.evaluators.presence import dead_among, identity, lives
 from robust_eval.processes.begun import VARIABLE, BegunLog, note_begun, open_begun, read_begun
-from robust_eval.storage.durable import Driver
+from robust_eval.storage.durable import Driver, Outcome
 
 
 @pytest.fixture
@@ -130,6 +130,35 @@ def test_a_full_disk_costs_no_outcome(storage):
         wait_until(lambda: len(storage.load_out_from_all_jobs("0")) == 5)
         evaluator.submit([{"x": 5}])
         assert [job.objective for job in evaluator.gather("ALL")] == [5.0]
+
+
+def test_a_file_that_is_gone_is_told(storage):
+    """Moved away or replaced: SQLite would go on in a file that nobody finds. Back in its place, it has everything."""
+    go, elsewhere = threading.Event(), storage.path.with_name("elsewhere.db")
+    with Evaluator.create(lambda job: go.wait(20) and job["x"], "serial", {"storage": storage}) as evaluator:
+        evaluator.submit([{"x": 1}, {"x": 2}])
+        storage.path.rename(elsewhere)
+        go.set()
+        with pytest.raises(StorageError, match=r"deleted, moved or replaced.*can be gathered all the same"):
+            evaluator.gather("ALL")
+        assert [job.objective for job in evaluator.gather("ALL")] == [1.0, 2.0]
+        storage.path.write_text("")
+        with pytest.raises(StorageError, match="Put the file back"):
+            evaluator.submit([{"x": 3}])
+        elsewhere.replace(storage.path)
+        wait_until(lambda: evaluator._keeper._error is None)
+        assert storage.load_out_from_all_jobs("0") == [1.0, 2.0]
+
+
+def test_close_without_its_storage_names_no_outcome_that_is_kept(storage):
+    """Where only the farewell could not be written, nothing is called lost."""
+    evaluator = Evaluator.create(double, "serial", {"storage": storage})
+    evaluator.submit([{"x": 1}])
+    assert len(evaluator.gather("ALL")) == 1
+    wait_until(lambda: not evaluator._keeper._gathered)
+    storage.path.unlink()
+    with pytest.raises(StorageError, match=r"with another one\.$"):
+        evaluator.close()
 
 
 def test_close_tells_what_could_not_be_written(storage):
@@ -295,6 +324,40 @@ def test_a_server_that_dies_costs_no_outcome(tmp_path):
             assert evaluator.storage.load_out_from_all_jobs("0") == [1.0, 2.0]
 
 
+def test_a_server_that_forgot_the_search_is_told(tmp_path):
+    """Restarted without its data it would take outcomes and keep none: the driver hears of it, with all outcomes."""
+    with redis_server(tmp_path) as server:
+        go = threading.Event()
+        evaluator = Evaluator.create(lambda job: go.wait(20) and job["x"], "serial", {"storage": server.url})
+        evaluator.submit([{"x": 1}, {"x": 2}])
+        server.admin.flushall()
+        go.set()
+        with pytest.raises(StorageError, match=r"has lost data of search 0.*--appendonly yes"):
+            evaluator.gather("ALL")
+        assert [job.objective for job in evaluator.gather("ALL")] == [1.0, 2.0]
+        Storage.from_url(server.url).connect().create_new_search()
+        with pytest.raises(StorageError, match="has lost data of search 0"):
+            evaluator.submit([{"x": 3}])
+        with pytest.raises(StorageError, match=r"2 outcome\(s\) could not be stored"):
+            evaluator.close()
+        assert server.admin.keys("robust_eval:job:*") == []
+
+
+def test_a_server_that_lost_some_jobs_is_told(tmp_path):
+    """An older copy of its data has the search and not the jobs: their outcomes and marks are not dropped silently."""
+    with redis_server(tmp_path) as server:
+        storage = Storage.from_url(server.url).connect()
+        search = storage.create_new_search()
+        driver = storage.join(search, identity())
+        (job_id,) = storage.create_driver_jobs(search, driver, ['{"x":1}'])
+        server.admin.delete(f"robust_eval:job:{job_id}")
+        with pytest.raises(StorageError, match="has lost data"):
+            storage.write(driver, [Outcome(job_id, "1.0", "{}")], [])
+        with pytest.raises(StorageError, match="has lost data"):
+            storage.write(driver, [], [(job_id, 1.0)])
+        storage.close()
+
+
 def test_redis_py_is_asked_for_by_name(monkeypatch):
     """Where it is not installed, the name can be imported all the same."""
     monkeypatch.setattr("robust_eval.storage.redis.redis", None)
@@ -309,6 +372,22 @@ def test_no_server_is_told_clearly():
     ) as caught:
         Storage.from_url("redis://me:secret@127.0.0.1:1/0").connect()
     assert "secret" not in str(caught.value)
+    with pytest.raises(StorageError, match=r"at unix:///no\.sock\?password=\.\.\.&db=1: ") as caught:
+        Storage.from_url("unix:///no.sock?password=secret&db=1").connect()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_that_is_wrong_is_no_missing_server(tmp_path):
+    """The server refuses, and the message says so."""
+    with redis_server(tmp_path) as server, pytest.raises(StorageError, match=r"refuses: .*Correct the URL"):
+        Storage.from_url(server.url.replace("//", "//me:secret@")).connect()
+
+
+def test_a_url_that_redis_would_misread_is_refused():
+    """A database that is no number would silently be number 0."""
+    for url in ("redis://localhost/runs", "redis://localhost:port/0", "redis://localhost:0/0"):
+        with pytest.raises(InvalidArgument, match=r"no URL of a Redis server.*redis://user:password@host:6379/0"):
+            Storage.from_url(url)
 
 
 # -- who lives
@@ -392,5 +471,9 @@ def test_an_evaluator_without_its_storage_does_not_begin(tmp_path):
     for url in ("sqlite://runs.db", "sqlite:///", "mysql://x/y", "memory", "redis://"):
         with pytest.raises(InvalidArgument, match=r"sqlite:///runs\.db"):
             Evaluator.create(double, "serial", {"storage": url})
+    with pytest.raises(InvalidArgument, match=r"runs\.db\?mode=ro.*Leave them out"):
+        Storage.from_url("sqlite:///runs.db?mode=ro")
+    with pytest.raises(TypeError, match=r"storage=None is no URL"):
+        Storage.from_url(None)
     with pytest.raises(RobustEvalError, match="no file"):
         Storage.from_url("sqlite:///:memory:")

@@ -76,6 +76,19 @@ def test_a_single_rank_runs_its_jobs_itself():
     assert "['crash', 'ok', 'ok']" in said
 
 
+def test_a_job_of_a_single_rank_is_no_rank():
+    """What the launcher told the root does not reach its jobs, which may be MPI programs of their own."""
+    code = """
+    assert any(name.startswith("PMI") for name in os.environ)
+    with MPICommEvaluator(lambda job: sum(name.startswith("PMI") for name in os.environ)) as evaluator:
+        evaluator.submit([{"x": 1}])
+        print("seen:", evaluator.gather("ALL")[0].objective)
+    """
+    status, said = run_ranks(code, 1)
+    assert status == 0, said
+    assert "seen: 0" in said
+
+
 def test_leaving_the_block_can_wait_for_jobs_or_for_nothing():
     """cancel_jobs_on_exit=False lets all jobs finish; wait_on_exit=False goes on at once; jobs stay gatherable."""
     code = """

@@ -160,6 +160,7 @@ def test_jobs_of_a_living_driver_stay_with_it(url, tmp_path):
         assert hear(first)
         with resumed(double, url) as evaluator:
             assert evaluator.resume() == (0, 0, 0, 0)
+            assert evaluator.gather("ALL") == []
             evaluator.submit([{"x": 10}])
             assert [job.config for job in evaluator.gather("ALL")] == [{"x": 10}]
             assert [job.id for job in evaluator.jobs] == ["0.6"]

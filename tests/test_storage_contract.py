@@ -56,6 +56,10 @@ def test_the_storage_tests_of_deephyper(storage):
     assert storage.load_jobs([job00, job01]) == {job00: after, job01: EMPTY}
     storage.store_job_status(job01, 2)
     assert storage.load_job(job01) == {**EMPTY, "status": 2}
+    assert storage.load_job_status(job01) == 2
+    with pytest.raises(KeyError):
+        storage.load_job_status(job00)
+    assert storage.is_connected()
 
 
 @QUICK

@@ -90,6 +90,7 @@ def test_subclasses_come_back_plain(value, plain):
         ({"f": print}, r"config\['f'\]=<built-in function print>.*keep the search in memory"),
         ({"n": np.array([object()], dtype=object)}, r"config\['n'\]=array"),
         ({"v": np.zeros(1, dtype=[("a", "i4")])}, r"config\['v'\]"),
+        ({"m": np.ma.array([1, 2], mask=[0, 1])}, r"config\['m'\]=masked_array"),
     ],
 )
 def test_what_cannot_be_stored_is_named_with_its_place(value, where):

@@ -234,7 +234,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             The jobs: at least as many as asked for, and everything else that is done.
 
         Raises:
-            InvalidArgument: ``type`` is unknown, or nothing was ever submitted (a ``ValueError``).
+            InvalidArgument: ``type`` is unknown, or nothing was ever submitted or resumed (a ``ValueError``).
             JobFailed: with ``on_error="raise"``, for the first failure; that job counts as gathered,
                 the others stay for the next call.
             SearchStopped: a callback asked for it; the jobs are recorded and stay for the next call.

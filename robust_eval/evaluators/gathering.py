@@ -75,7 +75,7 @@ class Gathering:
         if type not in ("ALL", "BATCH"):
             raise InvalidArgument(f'gather type {bounded_repr(type)} is unknown. Choose "ALL" or "BATCH".')
         outstanding = self._outstanding()
-        if not self.num_jobs_submitted and not self.num_jobs_skipped:
+        if not (self.num_jobs_submitted or self.num_jobs_skipped or self._has_resumed):
             raise InvalidArgument("No jobs pending: nothing was submitted. Call submit(configs).")
         if type == "ALL":
             return outstanding

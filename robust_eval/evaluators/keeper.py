@@ -294,10 +294,11 @@ class Keeper:
         if self._error is not None:
             left = len(self._outcomes)
             self._is_told = True
-            raise StorageError(
-                f"{self._error} {left} outcome(s) could not be stored: gather and dump them now; "
-                "a resumed search would run their jobs again."
+            unwritten = (
+                f"{left} outcome(s) could not be stored: gather and dump them now; a resumed search would run their "
+                "jobs again."
             )
+            raise StorageError(f"{self._error} {unwritten}" if left else str(self._error))
 
 
 def _number_of(job_id: str) -> int:

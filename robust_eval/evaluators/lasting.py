@@ -77,6 +77,7 @@ class Lasting:
         self._others: list[Job] = []
         self._others_seen: set[str] = set()
         self._others_cursor = self._looked_at = 0
+        self._has_resumed = False
 
     @property
     def _inbox(self) -> Arrivals:
@@ -145,6 +146,7 @@ class Lasting:
                 raise EvaluatorClosed("This evaluator is closed: make a new one to resume.")
             left = list(self._keeper.take_over())
             self._restore_clock()
+            self._has_resumed = True  # there may be nothing left: a gather of nothing is no mistake then
             return self._adopt(left, per_job)
 
     def _restore_clock(self) -> None:

@@ -198,7 +198,7 @@ class MPIFleet:
             self.pool.expects([0])
             self.pool.awaits(False)  # noqa: FBT003 - the fact itself
             station = Station(0, self._wanted)
-            self._alone = threading.Thread(target=agent.serve, args=(self._call, station), daemon=True)
+            self._alone = threading.Thread(target=_serve_alone, args=(self._call, station), daemon=True)
             self._alone.start()
             return
         shares = {int(rank): slots for rank, slots in divided(self._wanted, leaders).items()}
@@ -284,6 +284,12 @@ class _Ranks:
             self._node.gather(_processors(), root=0)
             with contextlib.suppress(ConnectionError):
                 line.recv(1)
+
+
+def _serve_alone(call: Call, station: Station) -> None:
+    """Be the host in the root itself, which is a rank all the same where a launcher started it."""
+    with _as_no_rank():
+        agent.serve(call, station)
 
 
 def _meet(comm: Any, within_s: float = float("inf")) -> bool:

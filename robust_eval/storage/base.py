@@ -10,7 +10,7 @@ import abc
 import importlib
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from robust_eval.errors import InvalidArgument
+from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,8 @@ class Storage(abc.ABC):
 
         Args:
             url: ``"sqlite:///runs.db"`` (a path relative to the working directory), ``"sqlite:////data/runs.db"``,
-                ``"redis://localhost:6379/0"`` (also ``rediss://`` and ``unix://``), or ``"memory://"``.
+                ``"redis://localhost:6379/0"`` (also ``rediss://`` and ``unix://``), or ``"memory://"``. The path of a
+                file is taken as it stands: nothing in it is decoded.
 
         Returns:
             The storage, not yet connected.
@@ -68,8 +69,15 @@ class Storage(abc.ABC):
         Raises:
             InvalidArgument: the URL is of another form (a ``ValueError``).
         """
+        if not isinstance(url, str):
+            raise InvalidArgumentType(f"storage={bounded_repr(url)} is no URL of a storage. Known forms: {_URLS}.")
         kind, separator, rest = url.partition("://")
         if separator and kind == "sqlite" and rest[:1] == "/" and rest[1:]:
+            if "?" in rest:  # a file of that name would be made, and the options would do nothing
+                raise InvalidArgument(
+                    f"storage={url!r} has options behind a question mark, and SQLite's URLs have none here. Leave them "
+                    "out; a file with such a name is opened by SqliteStorage(path)."
+                )
             return Storage.create("sqlite", {"path": rest[1:]})
         if separator and kind in _REDIS_URLS and rest:
             return Storage.create("redis", {"url": url})
@@ -85,6 +93,10 @@ class Storage(abc.ABC):
         """
         self._connect()
         return self
+
+    def is_connected(self) -> bool:
+        """Tell whether ``connect()`` succeeded."""
+        return self.connected
 
     @abc.abstractmethod
     def _connect(self) -> None:
@@ -150,6 +162,15 @@ class Storage(abc.ABC):
     def store_job_status(self, job_id: str, job_status: int) -> None:
         """Keep the status of a job, a `robust_eval.job.JobStatus`."""
         self.store_job(job_id, "status", job_status)
+
+    def load_job_status(self, job_id: str) -> int:
+        """Give the status that was stored of a job.
+
+        Raises:
+            KeyError: there is no such job, or none was stored.
+        """
+        status: int = self.load_job(job_id)["status"]
+        return status
 
     def create_new_jobs(self, search_id: str, configs: Sequence[Any]) -> list[str]:
         """Make one job for each configuration, kept as its only positional argument.

@@ -175,7 +175,7 @@ def _tagged_numpy(value: Any, path: str, otherwise: _Walk) -> Any:
     kind, dtype = value.dtype.kind, value.dtype.str
     if isinstance(value, str | bytes):
         return _tagged(value[:], path, otherwise)  # slicing gives Python's own
-    if kind not in _ARRAY_KINDS:
+    if kind not in _ARRAY_KINDS or hasattr(value, "mask"):  # a masked array's bytes do not say what is masked
         return otherwise(value, path)
     is_scalar = not isinstance(value, sys.modules["numpy"].ndarray)
     if is_scalar and kind in _SCALAR_KINDS and value.dtype.itemsize <= _LARGEST_FLOAT_BYTES:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 try:
     import redis
@@ -27,7 +29,7 @@ try:
 except ImportError:  # told when a storage is made: the name is public, and may be imported by those who do not use it
     redis = None
 
-from robust_eval.errors import RobustEvalError, StorageError
+from robust_eval.errors import InvalidArgument, RobustEvalError, StorageError
 from robust_eval.storage.durable import (
     CONFIG_ALONE,
     Driver,
@@ -69,6 +71,7 @@ class RedisStorage(DurableStorage):
 
     Raises:
         RobustEvalError: redis-py is not installed.
+        InvalidArgument: the URL has no such form (a ``ValueError``).
         StorageError: from ``connect()`` on: no server answers, or it refuses.
     """
 
@@ -77,6 +80,7 @@ class RedisStorage(DurableStorage):
         if redis is None:
             raise RobustEvalError("RedisStorage needs redis-py: pip install 'robust-eval[redis]'.")
         self._url = f"redis://{host}:{port}/{db}" if url is None else url
+        _check(self._url, self._shown())
         with self._told():
             self._redis: Any = redis.Redis.from_url(
                 self._url,
@@ -98,12 +102,15 @@ class RedisStorage(DurableStorage):
     def _shown(self) -> str:
         """The URL without its password."""
         head, at, tail = self._url.rpartition("@")
-        return f"{head.partition('://')[0]}://...@{tail}" if at else self._url
+        shown = f"{head.partition('://')[0]}://...@{tail}" if at else self._url
+        return re.sub(r"(password=)[^&]*", r"\1...", shown)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
+        except redis.AuthenticationError as error:  # to redis-py it is a connection's
+            raise StorageError(f"The Redis server at {self._shown()} refuses: {error}. Correct the URL.") from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise StorageError(
                 f"No Redis server answers at {self._shown()}: {error}. Start one (redis-server), or correct the URL."
@@ -116,6 +123,18 @@ class RedisStorage(DurableStorage):
             self._redis.setnx(f"{_PREFIX}uid", uuid.uuid4().hex)
             self._uid = self._redis.get(f"{_PREFIX}uid")
         self.connected = True
+
+    def _check_data(self, search_id: object) -> None:
+        """Refuse to go on with a server that has forgotten the search, where nothing would be kept."""
+        with self._told():
+            if self._uid and self._redis.get(f"{_PREFIX}uid") != self._uid:
+                raise self._forgotten(search_id)
+
+    def _forgotten(self, search_id: object) -> StorageError:
+        return StorageError(
+            f"The Redis server at {self._shown()} has lost data of search {search_id}: it was restarted without it, or "
+            "emptied. Give it back its data and start it with --appendonly yes, or start a new search."
+        )
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
@@ -279,20 +298,24 @@ class RedisStorage(DurableStorage):
 
     def create_driver_jobs(self, search_id: str, driver: str, configs: Sequence[str]) -> list[str]:
         """Make one job of this driver for each encoded configuration."""
+        self._check_data(search_id)
         return self._create_jobs(search_id, [CONFIG_ALONE % text for text in configs], driver)
 
     def write(self, driver: str, outcomes: Sequence[Outcome], gathered: Sequence[tuple[str, float]]) -> None:
         """Keep what happened since the last time."""
+        self._check_data(split_id(outcomes[0].job_id if outcomes else gathered[0][0])[0])
         for start in range(0, len(outcomes), _PAGE):
             page = outcomes[start : start + _PAGE]
             search, _ = split_id(page[0].job_id)
             values = ((split_id(each.job_id)[1], each.out, each.metadata, each.extra or "") for each in page)
-            self._script("settle", search, driver, *(value for four in values for value in four))
+            if self._script("settle", search, driver, *(value for four in values for value in four)):
+                raise self._forgotten(search)
         for start in range(0, len(gathered), _PAGE):
             marks = gathered[start : start + _PAGE]
             search, _ = split_id(marks[0][0])
             pairs = ((split_id(job_id)[1], repr(instant)) for job_id, instant in marks)
-            self._script("gather", search, driver, *(value for pair in pairs for value in pair))
+            if self._script("gather", search, driver, *(value for pair in pairs for value in pair)):
+                raise self._forgotten(search)
 
     def take_over(self, search_id: str, dead: str, driver: str, begun: Iterable[str]) -> bool:
         """Give all jobs of a dead driver to another one, in one step."""
@@ -313,6 +336,19 @@ class RedisStorage(DurableStorage):
     def begun_log(self, driver: str) -> Path:
         """A file on the driver's machine in which its workers note what they begin."""
         return Path(tempfile.gettempdir()) / f"robust_eval-begun-{self._uid}-{driver}"
+
+
+def _check(url: str, shown: str) -> None:
+    """Refuse what redis-py would refuse in words of its own, or leave out without a word."""
+    wrong = f"storage={shown!r} is no URL of a Redis server"
+    known = "Its form is redis://user:password@host:6379/0, with a number for the database."
+    try:
+        parts = urlsplit(url)
+        port, database = parts.port, parts.path.strip("/")
+    except ValueError as error:
+        raise InvalidArgument(f"{wrong}: {error}. {known}") from error
+    if parts.scheme != "unix" and (port == 0 or (database and not database.isdecimal())):
+        raise InvalidArgument(f"{wrong}. {known}")
 
 
 def _merged(old: str | None, added: str | None) -> str | None:

@@ -42,20 +42,29 @@ SCRIPTS: Final[Mapping[str, str]] = {
             redis.call('RPUSH', ARGV[1] .. 'search:' .. ARGV[2] .. ':settled', ARGV[3])
         end
         return 1""",
+    # A job of a driver keeps the name of one: without it, it is not there any more, and the caller must know.
     "settle": """
+        local missing = 0
         for at = 4, #ARGV, 4 do
             local job = ARGV[1] .. 'job:' .. ARGV[2] .. '.' .. ARGV[at]
-            if redis.call('HGET', job, 'driver') == ARGV[3] and redis.call('HSETNX', job, 'settled', 1) == 1 then
+            local owner = redis.call('HGET', job, 'driver')
+            if not owner then missing = missing + 1 end
+            if owner == ARGV[3] and redis.call('HSETNX', job, 'settled', 1) == 1 then
                 redis.call('HSET', job, 'out', ARGV[at + 1], 'metadata+', ARGV[at + 2])
                 if ARGV[at + 3] ~= '' then redis.call('HSET', job, 'extra+', ARGV[at + 3]) end
                 redis.call('RPUSH', ARGV[1] .. 'search:' .. ARGV[2] .. ':settled', ARGV[at])
             end
-        end""",
+        end
+        return missing""",
     "gather": """
+        local missing = 0
         for at = 4, #ARGV, 2 do
             local job = ARGV[1] .. 'job:' .. ARGV[2] .. '.' .. ARGV[at]
-            if redis.call('HGET', job, 'driver') == ARGV[3] then redis.call('HSET', job, 'gathered', ARGV[at + 1]) end
-        end""",
+            local owner = redis.call('HGET', job, 'driver')
+            if not owner then missing = missing + 1 end
+            if owner == ARGV[3] then redis.call('HSET', job, 'gathered', ARGV[at + 1]) end
+        end
+        return missing""",
     "take_over": """
         local search, job = ARGV[1] .. 'search:' .. ARGV[2], ARGV[1] .. 'job:' .. ARGV[2] .. '.'
         local dead, mine = ARGV[1] .. 'driver:' .. ARGV[3], ARGV[1] .. 'driver:' .. ARGV[4]

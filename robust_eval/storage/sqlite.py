@@ -75,6 +75,7 @@ class SqliteStorage(DurableStorage):
         self._connection: sqlite3.Connection | None = None
         self._inherited: sqlite3.Connection | None = None
         self._pid = -1
+        self._opened_as: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"SqliteStorage({str(self.path)!r})"
@@ -111,7 +112,24 @@ class SqliteStorage(DurableStorage):
             connection.execute("PRAGMA synchronous = NORMAL")
             # A connection that a fork brought along is the parent's: it is kept, and never used or closed here.
             self._inherited, self._connection, self._pid = self._connection, connection, os.getpid()
+            self._opened_as = self._file()
         return self._connection
+
+    def _file(self) -> tuple[int, int] | None:
+        """Which file is at the path now."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _check_in_place(self) -> None:
+        """Refuse to go on in a file that nobody can find any more, which SQLite would without a word."""
+        if self._file() != self._opened_as:
+            raise StorageError(
+                f"The storage {self.path} was deleted, moved or replaced while it was in use. Put the file back where "
+                "it was, or start anew with another one."
+            )
 
     @contextlib.contextmanager
     def _using(self, begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
@@ -119,6 +137,7 @@ class SqliteStorage(DurableStorage):
         with self._lock:
             try:
                 db = self._open()
+                self._check_in_place()
                 db.execute(begin)
                 try:
                     yield db
