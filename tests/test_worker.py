@@ -691,7 +691,7 @@ def test_what_was_taken_back_is_not_begun():
 
 
 def test_what_was_taken_back_twice_is_not_begun():
-    """However often within one job: the worker still has what it read first, and must not take it for what came last."""
+    """However often within one job: it still has what it read first, and must not take that for what came last."""
     with supervised(call) as worker:
         send_together(worker, (signal.pause,), (os._exit, 4))
         wait_until(lambda: worker.port.stamp() is not None)

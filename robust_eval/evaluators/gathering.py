@@ -40,6 +40,7 @@ class Gathering:
         self.num_jobs_submitted = 0
         self.num_jobs_skipped = 0
         self.num_jobs_gathered = 0
+        self._has_resumed = False
         self.on_error = on_error
         self._notifier = notifier
         self._gathering = threading.Lock()

@@ -67,6 +67,7 @@ class Lasting:
     _created_at: float
     _submitting: threading.RLock
     _closed: bool
+    _has_resumed: bool
 
     def __init__(self, storage: Storage, search_id: str, max_attempts: int, *, owned: bool) -> None:
         self._max_attempts = parse_count("max_attempts", max_attempts)
@@ -77,7 +78,6 @@ class Lasting:
         self._others: list[Job] = []
         self._others_seen: set[str] = set()
         self._others_cursor = self._looked_at = 0
-        self._has_resumed = False
 
     @property
     def _inbox(self) -> Arrivals:
