@@ -59,6 +59,7 @@ class Lasting:
     job_id_gathered: list[str]
     num_jobs_submitted: int
     num_jobs_gathered: int
+    _has_resumed: bool
     timestamp: float
     run_function: Any
     _notifier: Notifier
@@ -77,7 +78,6 @@ class Lasting:
         self._others: list[Job] = []
         self._others_seen: set[str] = set()
         self._others_cursor = self._looked_at = 0
-        self._has_resumed = False
 
     @property
     def _inbox(self) -> Arrivals:
