@@ -59,6 +59,7 @@ class Lasting:
     job_id_gathered: list[str]
     num_jobs_submitted: int
     num_jobs_gathered: int
+    _has_resumed: bool
     timestamp: float
     run_function: Any
     _notifier: Notifier
