@@ -39,7 +39,6 @@ class Gathering:
         self.job_id_gathered: list[str] = []
         self.num_jobs_submitted = 0
         self.num_jobs_skipped = 0
-        self._has_resumed = False
         self.num_jobs_gathered = 0
         self._has_resumed = False
         self.on_error = on_error

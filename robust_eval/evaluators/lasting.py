@@ -68,7 +68,6 @@ class Lasting:
     _created_at: float
     _submitting: threading.RLock
     _closed: bool
-    _has_resumed: bool
 
     def __init__(self, storage: Storage, search_id: str, max_attempts: int, *, owned: bool) -> None:
         self._max_attempts = parse_count("max_attempts", max_attempts)
