@@ -49,7 +49,7 @@ def test_a_search_survives_every_fault(kind, tmp_path):
     """Each fault costs its own job, an "F" that says why; the search does all its evaluations and leaves no process."""
     search = search_for(tmp_path, kind, problem=problem_of(how=[*FAULTS, "fine"]))
     with nothing_left():
-        evaluator = RobustEvaluator(run, num_workers=2, job_timeout=1, memory_limit="200MiB")
+        evaluator = RobustEvaluator(run, num_workers=2, job_timeout=2, memory_limit="150MiB")
         evaluator.submit([{"x": 1.0, "how": how} for how in [*FAULTS, "fine"]])
         results = search.search(evaluator, max_evals=14, max_evals_strict=True)
     assert len(results) == 14

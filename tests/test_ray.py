@@ -174,6 +174,11 @@ with Evaluator.create(lambda job: 2.0 * job["x"], "ray", kwargs) as evaluator:
     print("workers", evaluator.num_workers, flush=True)
     if "die" in sys.argv:
         os.kill(os.getpid(), 9)
+    other = Evaluator.create(lambda job: 3.0 * job["x"], "ray", {{"num_workers": 1, "num_cpus_per_task": 0.5}})
+with other:
+    other.submit([{{"x": 1}}])
+    assert [job.objective for job in other.gather("ALL")] == [3.0]
+    print("shared", flush=True)
 assert not ray.is_initialized()
 print("done")
 """
@@ -181,7 +186,7 @@ print("done")
 
 @pytest.mark.parametrize("end", ["close", "die"])
 def test_what_was_started_is_ended(end: str):
-    """A cluster that the evaluator started ends with close(), and with the driver when that is killed."""
+    """A cluster that an evaluator started ends with the last that uses it, and with the driver when that is killed."""
     import subprocess
 
     from ray_cluster import ENVIRONMENT

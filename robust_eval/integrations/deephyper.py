@@ -128,6 +128,8 @@ class RobustEvaluator(Evaluator):  # type: ignore[misc]  # DeepHyper ships no ty
         if error is not None:
             return _failed(job, failure_in(error))
         objective, metadata, _ = call.result()
+        if isinstance(objective, tuple | list):  # beside a failure, its searches take only floats for successes
+            objective = tuple(each if isinstance(each, str) else float(each) for each in objective)
         job.set_output({"objective": objective, "metadata": {"failure": None, "failure_message": None, **metadata}})
         job.failure = None
         self._tell_history(job)
@@ -136,7 +138,7 @@ class RobustEvaluator(Evaluator):  # type: ignore[misc]  # DeepHyper ships no ty
     def _tell_history(self, job: Job) -> None:
         """Correct how many objectives the search expects: of a first job that failed it concludes one."""
         history = getattr(self.search, "history", None)
-        if history is not None and isinstance(job.objective, tuple | list) and history.num_objective in {None, 1}:
+        if history is not None and isinstance(job.objective, tuple) and history.num_objective in {None, 1}:
             history.set_num_objective(job)
 
     def _is_over(self) -> bool:

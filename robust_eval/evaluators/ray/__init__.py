@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from robust_eval.errors import InvalidArgument, InvalidArgumentType, RobustEvalError, bounded_repr
+from robust_eval.errors import InvalidArgument, InvalidArgumentType, bounded_repr
 from robust_eval.evaluators.hosts.evaluator import HostsEvaluator
 from robust_eval.evaluators.ray.share import Share
+from robust_eval.evaluators.ray.visit import Visit, ray_itself
 from robust_eval.limits import parse_count
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class RayEvaluator(HostsEvaluator):
         storage: where jobs are recorded; a `MemoryStorage` by default.
         search_id: an existing search of the storage, or None for a new one.
         address: of the cluster, for `ray.init`; by default a cluster is started on this machine. Only where Ray is not
-            initialised yet, which holds for all arguments of `ray.init`; what was started here is shut down by `close`.
+            initialised yet, which holds for all arguments of `ray.init`; what was started here is shut down
+            with the last evaluator that uses it.
         password: of the cluster.
         num_cpus: of a cluster that is started.
         num_gpus: of a cluster that is started.
@@ -80,7 +81,7 @@ class RayEvaluator(HostsEvaluator):
         wanted = None if fills else parse_count("num_workers", num_workers)
         given = {"address": address, "_redis_password": password, "num_cpus": num_cpus, "num_gpus": num_gpus}
         given = {name: value for name, value in given.items() if value is not None}
-        self._started = _connect({**(ray_kwargs or {}), **given, "include_dashboard": include_dashboard})
+        self._visit = Visit({**(ray_kwargs or {}), **given, "include_dashboard": include_dashboard})
         try:
             room = _room(share, needed=fills)
             self._share, self._slots_wanted, self._max_start_failures = (
@@ -91,8 +92,7 @@ class RayEvaluator(HostsEvaluator):
             slots = room if wanted is None else wanted
             super().__init__(run_function, slots, callbacks, run_function_kwargs, storage, search_id, **limits)
         except BaseException:
-            if self._started:
-                _ray().shutdown()
+            self._visit.leave()
             raise
 
     def _fleet(self) -> Fleet:
@@ -105,39 +105,7 @@ class RayEvaluator(HostsEvaluator):
 
         from robust_eval.evaluators.ray.fleet import RayFleet  # noqa: PLC0415 - it imports Ray
 
-        at_the_end = _ray().shutdown if self._started else _nothing
-        return RayFleet(self._share, self._slots_wanted, self._max_start_failures, changed, at_the_end)
-
-
-def _ray() -> Any:
-    """Ray, imported when somebody wants it."""
-    try:
-        import ray  # noqa: PLC0415 - optional, and seconds of import
-    except ImportError as error:
-        msg = 'method="ray" needs Ray: pip install "robust-eval[ray]".'
-        raise RobustEvalError(msg) from error
-    return ray
-
-
-def _connect(arguments: dict[str, Any]) -> bool:
-    """Initialise Ray unless it is. True where it was done here."""
-    ray = _ray()
-    if str(arguments.get("address", "")).startswith("ray://") or ray.util.client.ray.is_connected():
-        msg = (
-            "the driver is a Ray Client (ray://), and the nodes cannot reach it: run the driver on a node of the "
-            "cluster, for example with `ray job submit`"
-        )
-        raise RobustEvalError(msg)
-    if ray.is_initialized():
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray leaves files open while it starts, and announces its plans
-        ray.init(**arguments)
-    return True
-
-
-def _nothing() -> None:
-    """Leave a cluster alone that was there before."""
+        return RayFleet(self._share, self._slots_wanted, self._max_start_failures, changed, self._visit.leave)
 
 
 def _amount(name: str, value: Any, *, above_zero: bool) -> float:
@@ -163,7 +131,7 @@ def _room(share: Share, *, needed: bool) -> int:
 
 
 def _no_room(share: Share) -> str:
-    nodes = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray_itself().nodes() if node["Alive"]]
     most = max(({name: node.get(name, 0.0) for name in ("CPU", "GPU")} for node in nodes), key=lambda each: each["CPU"])
     return (
         f"no node of the cluster has room for num_cpus_per_task={share.cpus:g}, num_gpus_per_task={share.gpus:g}: the "

@@ -104,9 +104,11 @@ class RayFleet:
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
-            with contextlib.suppress(ray.exceptions.RaySystemError):  # the cluster does not answer: it may again
+            try:
                 self._part_with_the_dead()
                 self._survey()
+            except ray.exceptions.RaySystemError:  # the cluster does not answer: it may again
+                self._stopped.wait(_SURVEY_S)
 
     def _part_with_the_dead(self) -> None:
         """Wait a moment for hosts that end, and note how."""

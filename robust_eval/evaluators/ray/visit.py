@@ -1,0 +1,63 @@
+"""Ray as an evaluator finds it or starts it. It is one for the whole process, and so is what is known of it here.
+
+An evaluator that is made while another one still uses the Ray that this had started must not lose it with that.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any, ClassVar
+
+from robust_eval.errors import RobustEvalError
+
+
+class Visit:
+    """One evaluator's use of Ray, which is initialised where it is not. The last visitor ends what the first began.
+
+    Args:
+        arguments: of `ray.init`.
+
+    Raises:
+        RobustEvalError: there is no Ray, or the driver is a Ray Client.
+    """
+
+    _lock: ClassVar = threading.RLock()  # the collector may end a visit while another one begins
+    _visitors: ClassVar[set[Visit]] = set()
+    _started: ClassVar[bool] = False
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        ray = ray_itself()
+        if str(arguments.get("address", "")).startswith("ray://") or ray.util.client.ray.is_connected():
+            msg = (
+                "the driver is a Ray Client (ray://), and the nodes cannot reach it: run the driver on a node of the "
+                "cluster, for example with `ray job submit`"
+            )
+            raise RobustEvalError(msg)
+        with Visit._lock:
+            if not ray.is_initialized():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # Ray leaves files open while it starts, and announces its plans
+                    ray.init(**arguments)
+                Visit._started = True
+            elif not Visit._visitors:
+                Visit._started = False
+            Visit._visitors.add(self)
+
+    def leave(self) -> None:
+        """End the visit, once."""
+        with Visit._lock:
+            Visit._visitors.discard(self)
+            if Visit._started and not Visit._visitors:
+                Visit._started = False
+                ray_itself().shutdown()
+
+
+def ray_itself() -> Any:
+    """Ray, imported when somebody wants it."""
+    try:
+        import ray  # noqa: PLC0415 - optional, and seconds of import
+    except ImportError as error:
+        msg = 'method="ray" needs Ray: pip install "robust-eval[ray]".'
+        raise RobustEvalError(msg) from error
+    return ray
