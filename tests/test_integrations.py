@@ -93,7 +93,7 @@ def test_joblib_runs_its_tasks_here():
 
     register()
     with nothing_left():
-        with joblib.parallel_config("robust_eval", n_jobs=2, job_timeout=2):
+        with joblib.parallel_config("robust_eval", n_jobs=2, job_timeout=4):
             results = joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(50))
             assert results == [n**2 for n in range(50)]
             with pytest.raises(JobTimeout):
