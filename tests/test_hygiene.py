@@ -26,8 +26,10 @@ import pytest
 from children import Helper, in_child
 
 from robust_eval.processes import hygiene
-from robust_eval.processes.hygiene import Baseline, Builtins, Calls, Randomness
+from robust_eval.processes import randomness as randomness_module
+from robust_eval.processes.hygiene import Baseline, Builtins, Calls
 from robust_eval.processes.layout import STOP_SIGNAL
+from robust_eval.processes.randomness import Randomness
 
 
 def leave_a_thread() -> None:
@@ -241,9 +243,9 @@ def test_what_cannot_even_be_looked_at_is_a_change(spoil: Callable[[], Any]):
 
     def look() -> tuple[bool, bool]:
         baseline = Baseline(Builtins())
-        before = baseline.is_changed(thoroughly=True)
+        before = baseline.is_changed(1.0)
         spoil()
-        return before, baseline.is_changed(thoroughly=True)
+        return before, baseline.is_changed(1.0)
 
     assert in_clean_child(look) == (False, True)
 
@@ -268,7 +270,7 @@ def test_a_watchdog_left_armed_is_called_off():
 
     def look() -> str:
         faulthandler.dump_traceback_later(0.05, exit=True)
-        assert not Baseline(Builtins()).is_changed(thoroughly=False)
+        assert not Baseline(Builtins()).is_changed(0.0)
         time.sleep(0.2)  # what is tested is that nothing happens
         return "alive"
 
@@ -380,7 +382,7 @@ def test_where_the_state_is_not_where_it_was_every_job_gets_a_seed():
     """An interpreter that keeps its generators elsewhere costs time and no randomness."""
 
     def look() -> list[bool]:
-        hygiene._RANDOM_INDEX_OFFSET = 24
+        randomness_module._RANDOM_INDEX_OFFSET = 24
         randomness = Randomness(None)
         randomness._numpy_state = None
         ours, theirs = random.getstate(), np.random.get_state()[1].tolist()
@@ -412,7 +414,7 @@ def test_a_bit_generator_of_the_user_s_own_is_no_obstacle():
 
 NUMPY_LATER = """
 import random, sys
-from robust_eval.processes.hygiene import Randomness
+from robust_eval.processes.randomness import Randomness
 assert "numpy" not in sys.modules
 randomness = Randomness({seed})
 {then}

@@ -1,28 +1,23 @@
 """What a job must not hand to the next one in the same worker, and how that is noticed (rule 13).
 
 `Baseline` remembers the worker as it was before its first job; `changed` names the first thing that a job left
-different, and the worker is then replaced. The generators of `random` and numpy are the exception: every honest draw
-moves them, so a generator that moved is given a fresh seed before the next job, and no process is spent on it.
+different, and the worker is then replaced. Random generators are the exception, see `randomness`.
 """
 
 import _thread
 import builtins
-import contextlib
-import ctypes
 import faulthandler
 import gc
 import importlib
 import os
-import random
 import resource
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from resource import getrlimit
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from robust_eval.processes import system
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
@@ -58,8 +53,8 @@ _HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
         "RLIMIT_STACK",
     )
 )
-_STATE_WORDS = 624
-_RANDOM_INDEX_OFFSET = 16
+LONG_S = 0.001
+_VERY_LONG_S = 0.1
 _SELF = 0
 _MOST_LEAKED_DESCRIPTORS = 256
 
@@ -212,14 +207,8 @@ class Baseline:
         "user",
         "scheduling",
     )
-    _RARE_NAMES: Final = (
-        "working directory",
-        "resource limits",
-        "timers of the kernel",
-        "surroundings",
-        "system calls",
-        "functions of core modules",
-    )
+    _RARE_NAMES: Final = ("working directory", "resource limits", "functions of core modules")
+    _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "system calls")
 
     def __init__(self, builtins: Builtins, calls: Calls | None = None) -> None:
         lowest = _lowest_free_descriptor()
@@ -235,6 +224,7 @@ class Baseline:
         self._was = self._look()
         self._was_thorough = _look_thoroughly()
         self._was_rare = self._look_at_the_rare()
+        self._was_remote = _look_at_the_remote()
         self._calls = calls
 
     def _look(self) -> tuple[object, ...]:
@@ -267,20 +257,21 @@ class Baseline:
         )
 
     def _look_at_the_rare(self) -> tuple[object, ...]:
-        return (
-            _directory(),
-            list(map(getrlimit, _HARMFUL_LIMITS)),
-            timers(),
-            surroundings(),
-            system.filters_system_calls(),
-            self._core.differ_unnoticed(),
-        )
+        return _directory(), list(map(getrlimit, _HARMFUL_LIMITS)), self._core.differ_unnoticed()
 
-    def is_changed(self, *, thoroughly: bool) -> bool:
-        """Whether the worker differs from the baseline. Never raises, whatever state a job has left things in."""
+    def is_changed(self, spent_s: float) -> bool:
+        """Whether the worker differs from the baseline. Never raises, whatever state a job has left things in.
+
+        Args:
+            spent_s: how long the job took: what costs more to look at is looked at after longer jobs.
+        """
         faulthandler.cancel_dump_traceback_later()
         try:
-            return bool(self.changed() or (thoroughly and self.changed_thoroughly()))
+            return bool(
+                self.changed()
+                or (spent_s > LONG_S and self.changed_thoroughly())
+                or (spent_s > _VERY_LONG_S and self._remotely_changed())
+            )
         except BaseException:  # noqa: BLE001 - a closed stream, a deleted module, an __eq__ of the user's
             return True
 
@@ -295,14 +286,17 @@ class Baseline:
             return "standard streams"
         now = self._look()
         if now != self._was:
-            return next(name for name, is_, was in zip(self._NAMES, now, self._was, strict=True) if is_ != was)
-        return self._rarely_changed() if self._calls is None or self._calls.made else None
+            return _differing(self._NAMES, now, self._was)
+        if self._calls is None or self._calls.made:
+            return self._rarely_changed() or self._remotely_changed()
+        return None
 
     def _rarely_changed(self) -> str | None:
-        now = self._look_at_the_rare()
-        if now == self._was_rare:
-            return None
-        return next(name for name, is_, was in zip(self._RARE_NAMES, now, self._was_rare, strict=True) if is_ != was)
+        return _differing(self._RARE_NAMES, self._look_at_the_rare(), self._was_rare)
+
+    def _remotely_changed(self) -> str | None:
+        """What only code in C can change, and code in Python through `ctypes`, of which `Calls` tells."""
+        return _differing(self._REMOTE_NAMES, _look_at_the_remote(), self._was_remote)
 
     def changed_thoroughly(self) -> str | None:
         """The same for what costs more to look at."""
@@ -314,79 +308,13 @@ class Baseline:
         return "standard files" if files != self._was_thorough[1] else None
 
 
+def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[object, ...]) -> str | None:
+    return next((name for name, is_, before in zip(names, now, was, strict=True) if is_ != before), None)
+
+
+def _look_at_the_remote() -> tuple[object, ...]:
+    return timers(), surroundings(), system.filters_system_calls()
+
+
 def _look_thoroughly() -> tuple[object, object]:
     return list(map(getrlimit, _LIMITS)), _standard_files()
-
-
-_Glimpse: TypeAlias = "ctypes.Array[ctypes.c_char]"
-_GLIMPSE = ctypes.c_char * 16
-
-
-def _seen(state: "_Glimpse | None") -> bytes:
-    return b"" if state is None else state.raw
-
-
-class Randomness:
-    """The global generators of `random` and numpy.
-
-    A Mersenne twister that drew or was seeded shows it in its position and the words of state beside that, which are
-    read where they lie in memory: asking for the whole state would cost 11 us a job, and a new seed 16. The position
-    alone would not do: it is the same after every seeding.
-    """
-
-    def __init__(self, seed: int | None) -> None:
-        self._seed = seed
-        self._numpy: Any = None
-        self._random_state = self._locate_random()
-        self._numpy_state: _Glimpse | None = None
-        self._reseed_random()
-        if seed is not None:
-            # Since version 2 numpy imports this when it is first used, which is after the seeding.
-            with contextlib.suppress(ImportError):
-                import_module("numpy.random")
-        self._find_numpy()
-
-    @staticmethod
-    def _locate_random() -> "_Glimpse | None":
-        """The position and first words in the C object of `random`, if they are where CPython 3.11 keeps them."""
-        generator = random.Random(0)
-        position = ctypes.c_int.from_address(id(generator) + _RANDOM_INDEX_OFFSET)
-        seen = [position.value]
-        generator.random()
-        seen.append(position.value)
-        state = generator.getstate()[1][-1]
-        if seen == [_STATE_WORDS, state]:
-            return _GLIMPSE.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # noqa: SLF001 - see above
-        return None
-
-    def _find_numpy(self) -> None:
-        self._numpy = sys.modules.get("numpy.random")
-        if self._numpy is not None:
-            with contextlib.suppress(AttributeError, TypeError):
-                legacy = self._numpy.mtrand._rand._bit_generator  # noqa: SLF001 - there is no public name for it
-                address = legacy.ctypes.state_address
-                # The position follows the last word of the state.
-                self._numpy_state = _GLIMPSE.from_address(address + 4 * (_STATE_WORDS + 1) - ctypes.sizeof(_GLIMPSE))
-            self._reseed_numpy()
-
-    def _reseed_random(self) -> None:
-        random.seed(self._seed)
-        self._random_was = _seen(self._random_state)
-
-    def _reseed_numpy(self) -> None:
-        seed = None if self._seed is None else self._seed % 2**32
-        with contextlib.suppress(AttributeError, TypeError):
-            self._numpy.seed(seed)
-        self._numpy_was = _seen(self._numpy_state)
-
-    def renew(self) -> None:
-        """Give what moved since the last call a fresh seed; with a seed of the user's, leave it alone."""
-        if self._seed is not None:
-            return
-        if self._random_state is None or self._random_state.raw != self._random_was:
-            self._reseed_random()
-        if self._numpy is None:
-            if "numpy.random" in sys.modules:
-                self._find_numpy()
-        elif self._numpy_state is None or self._numpy_state.raw != self._numpy_was:
-            self._reseed_numpy()

@@ -24,7 +24,7 @@ from robust_eval.errors import JobStop
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
-from robust_eval.processes.hygiene import Baseline, Builtins, Calls, Randomness
+from robust_eval.processes.hygiene import LONG_S, Baseline, Builtins, Calls
 from robust_eval.processes.kinship import Kinship
 from robust_eval.processes.layout import (
     BEGUN_AT,
@@ -52,10 +52,10 @@ from robust_eval.processes.parcel import (
     unpack,
     view,
 )
+from robust_eval.processes.randomness import Randomness
 from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
 from robust_eval.processes.streams import Streams
 
-_LONG_JOB_S = 0.001
 _MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
 # Where in the page of numbers and instants
 _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
@@ -241,10 +241,10 @@ class Worker:
         ended_at = monotonic()
         if ended_at - begun_at > _MEASURED_S:
             self._peak_bytes = _peak_bytes()
-        was_long = ended_at - begun_at > _LONG_JOB_S
+        was_long = ended_at - begun_at > LONG_S
         # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
         left = left or (was_long and not system.adopts_orphans())
-        leaving = last or (self._baseline is not None and self._baseline.is_changed(thoroughly=was_long))
+        leaving = last or (self._baseline is not None and self._baseline.is_changed(ended_at - begun_at))
         flags |= (wire.LEFTOVERS if left else 0) | (wire.LEAVING if leaving else 0)
         held = more and not (left or leaving)
         measures = begun_at, ended_at, self._peak_bytes

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def run(module: str, arguments: list[str], limits: Limits, python: str = sys.exe
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={**os.environ, **_ENVIRONMENT, MARK: mark, "TMPDIR": directory},
+                env={**_compiling(os.environ), **_ENVIRONMENT, MARK: mark, "TMPDIR": directory},
                 start_new_session=True,
             )
         ended = Ended()
@@ -87,6 +88,11 @@ def run(module: str, arguments: list[str], limits: Limits, python: str = sys.exe
         ended.said = _read(report)
         ended.stderr = errors.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
         return ended
+
+
+def _compiling(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a package consists of is compiled when it is installed; ours is in a checkout and keeps what it compiled."""
+    return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _watch(process: "subprocess.Popen[bytes]", report: Path, limits: Limits, ended: Ended, mark: str) -> str:
