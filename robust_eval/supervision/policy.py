@@ -39,7 +39,7 @@ class Policy:
     max_tasks_per_child: int | None = None
     max_start_failures: int = 3
     hold_up_s: float = 0.005
-    max_depth: int = 64
+    max_depth: int = 256
     depth_target_s: float = 0.002
 
     def retries(self, kind: str | None, attempts: int) -> bool:
