@@ -58,13 +58,13 @@ def _draw(labels: Mapping[tuple[str, str], str], path: Path) -> None:
     positions = _positions(graph)
     columns = 1 + max(x for x, _ in positions.values())
     rows = 1 + max(y for _, y in positions.values()) - min(y for _, y in positions.values())
-    figure, axes = plt.subplots(figsize=(1.9 * columns + 1, 1.6 * rows + 0.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(1.3 * columns + 2.8, 1.6 * rows + 0.6), layout="constrained")
     bent = [arrow for arrow in labels if _is_bent(arrow, graph, positions)]
     straight = [arrow for arrow in labels if arrow not in bent]
     for arrows, style in ((straight, "arc3"), (bent, "arc3,rad=0.28")):
         # The sizes are those of the text boxes below, which hide the nodes.
         nx.draw_networkx_edges(
-            graph, positions, arrows, ax=axes, node_size=3400, arrowsize=14, edge_color="#64748b", connectionstyle=style
+            graph, positions, arrows, ax=axes, node_size=2600, arrowsize=14, edge_color="#64748b", connectionstyle=style
         )
         nx.draw_networkx_edge_labels(
             graph,
@@ -73,12 +73,13 @@ def _draw(labels: Mapping[tuple[str, str], str], path: Path) -> None:
             ax=axes,
             font_size=8,
             rotate=False,
+            verticalalignment="bottom",  # above a level arrow, which is short and would be hidden
             connectionstyle=style,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
     _draw_states(axes, positions)
     axes.set_axis_off()
-    axes.margins(0.12)
+    axes.margins(0.07)
     figure.savefig(path, facecolor="white", metadata={"Date": None})
     plt.close(figure)
 
