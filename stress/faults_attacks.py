@@ -261,26 +261,26 @@ def read_all_descriptors(job: RunningJob) -> float:
 
 
 @fault("crash", "lost")
-def shut_all_channels(job: RunningJob) -> float:
+def shut_all_channels(job: RunningJob) -> dict[str, Any]:
+    """A result that is too large to be held for a moment in the page has to go through them."""
     for fd in _sockets():
         with contextlib.suppress(OSError):
             mine = socket.socket(fileno=fd)
             with contextlib.suppress(OSError):
                 mine.shutdown(socket.SHUT_RDWR)
             mine.detach()
-    return own_value(job)
+    return {"objective": own_value(job), "metadata": {"large": "x" * (1 << 16)}}
 
 
 @fault("crash", check=failed_with(message="protocol"))
 def forge_reports_for_others(job: RunningJob) -> None:
     """Well-formed results for jobs that it does not run, one of them unknown."""
-    from robust_eval.processes import wire
     from robust_eval.processes.parcel import pack_plain
 
     worker = _own_worker()
     now = time.monotonic()
     for job_id in (0, 1 << 40):
-        worker._send(wire.RESULT, (0, 0), pack_plain((0.0, {}, None)), job_id, (now, now, 0))
+        worker._outbox.report((0, 0), pack_plain((0.0, {}, None)), job_id, (now, now, 0), held=False)
     hang()
 
 
@@ -289,8 +289,8 @@ def announce_that_it_is_ready_again(job: RunningJob) -> float:
     from robust_eval.processes import wire
 
     worker = _own_worker()
-    worker._send(wire.READY)
-    worker._send(wire.START_FAILED, parcel=b"no")
+    worker._outbox.send(wire.READY)
+    worker._outbox.send(wire.START_FAILED, b"no")
     return own_value(job)
 
 

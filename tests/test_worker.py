@@ -709,6 +709,19 @@ def test_what_was_taken_back_twice_is_not_begun():
         assert [worker.next().job_id for _ in range(2)] == [0, 9]
 
 
+def test_a_result_of_a_job_that_closed_the_channel_is_not_held():
+    """The job is charged, though its result would have needed no channel; the next one is not begun."""
+
+    def close_all() -> None:
+        os.closerange(3, 4096)
+
+    with supervised(call) as worker:
+        send_together(worker, (close_all,), (int,))
+        assert worker.code() == CHANNEL_LOST_CODE
+        assert worker.port.reports.held() == []
+        assert worker.port.take_back() == [1]
+
+
 def test_rubbish_among_the_claims_ends_the_worker():
     """It cannot know any more which jobs are its own."""
     with supervised(call) as worker:

@@ -61,6 +61,15 @@ class Written:
             return None
         return before + self._waiting_bytes[0]
 
+    @property
+    def closed(self) -> bool:
+        """Whether the descriptor is no channel any more."""
+        try:
+            fcntl.ioctl(self._fd, termios.FIONREAD, self._waiting)
+        except OSError:
+            return True
+        return False
+
 
 class Outbox:
     """The stream to the supervisor.
@@ -147,14 +156,14 @@ class Outbox:
             self._give_up()
 
     def is_written_by_others(self) -> bool:
-        """Whether there is more in the stream than was sent: the job wrote into it, and is to blame for that.
+        """Whether there is more in the stream than was sent, or it is closed: the job is to blame for that.
 
         The supervisor would find out as well, but only once further jobs of the inbox had run, whose reports it
-        could no longer tell from the rubbish.
+        could no longer tell from the rubbish; and a result that is held needs no stream.
         """
         sent = self._numbers[_SENT]
         for _ in range(_MOST_LOOKS):
             written = self._written.count()
             if written is not None:
                 return bool(written != sent)
-        return False
+        return self._written.closed
