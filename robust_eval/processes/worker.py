@@ -155,6 +155,7 @@ class Worker:
         self._helpers = children()
         self._kept_directory = temporary_directory()
         self._reset_peak()
+        self._peak_bytes = _peak_bytes()  # of the jobs that are too short to be measured
         self._output_level = self._printed_bytes.count()
         self._outbox.send(wire.READY)
         while packets := self._inbox.read():
