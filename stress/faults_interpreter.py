@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from robust_eval import RunningJob
+from robust_eval import Job, RunningJob
 from stress.fault import failed_with, fault, own_value
 from stress.faults_ending import hang
 
@@ -297,7 +297,14 @@ def be_the_last_choice_of_the_oom_killer(job: RunningJob) -> float:
     return own_value(job)
 
 
-@fault("crash")  # seccomp(2): by SIGKILL only where the process has one thread, else the calling thread alone ends
+def _ended_by_the_kernel(job: Job) -> None:
+    """seccomp(2): by SIGKILL where the process has one thread; else the calling thread alone ends, and 0 was seen."""
+    failure = job.failure
+    assert failure is not None
+    assert failure.signal == "SIGKILL" or failure.exit_code == 0, failure.render()
+
+
+@fault("crash", check=_ended_by_the_kernel)
 def forbid_all_system_calls(job: RunningJob) -> None:
     set_seccomp, strict = 22, 1
     ctypes.CDLL(None).prctl(set_seccomp, strict, 0, 0, 0)

@@ -87,9 +87,9 @@ def test_what_the_worker_has_not_begun_can_be_taken_back(port: Port):
         assert port.take_back() == []
         assert taker.claim() == b""
         assert port.send(1, 9, b"later") == []
-        assert port.due
+        assert port._next
         assert port.flush() == []
-        assert not port.due
+        assert not port._next
         (large,) = taker.inbox.read()
         discard(large.payload)
         (later,) = taker.inbox.read()

@@ -103,11 +103,6 @@ class Port:
         self._next_bytes += len(parcel) + wire.PACKET_HEADER_BYTES
         return refused
 
-    @property
-    def due(self) -> bool:
-        """Whether there is anything to flush."""
-        return bool(self._next)
-
     def flush(self) -> list[int]:
         """Send the jobs that have gathered. Returns those that found no room."""
         if not self._next:
