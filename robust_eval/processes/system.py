@@ -151,11 +151,12 @@ def forget_signals() -> None:
     """Undo what was inherited from a driver that ignores or masks signals.
 
     Where SIGCHLD is ignored the kernel reaps children itself and nobody learns how they ended; where signals are
-    masked no worker can be asked to stop or to dump its stack.
+    masked no worker can be asked to stop or to dump its stack. Below a shell that runs a program in the background
+    SIGINT is ignored, and a run function that sends it to itself would get another outcome than in the foreground.
     """
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python itself ignores these two
         if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
