@@ -43,6 +43,7 @@ _CLD_STOPPED = getattr(os, "CLD_STOPPED", 5)
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER, _PR_GET_SECCOMP = 1, 36, 37, 21
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
+_MADV_WIPEONFORK = 18
 _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 
 
@@ -205,6 +206,25 @@ def keep_going(pid: int) -> None:
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
         while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == _CLD_STOPPED:  # type: ignore[union-attr]
             os.kill(pid, signal.SIGCONT)
+
+
+class Birthmark:
+    """Tells this process from its forks, however they were made, in 50 ns: the kernel clears a page of it in them."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._pid = os.getpid()
+        self._page[0] = 1
+        self._cleared = False
+        if LINUX:
+            with contextlib.suppress(OSError):  # Linux before 4.14
+                self._page.madvise(_MADV_WIPEONFORK)
+                self._cleared = True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made it."""
+        return bool(self._page[0]) if self._cleared else os.getpid() == self._pid
 
 
 def adopt_orphans() -> None:
