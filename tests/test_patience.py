@@ -88,3 +88,19 @@ def test_a_moment_is_never_longer_than_the_wait(selector: Counting, pipe: tuple[
     assert monotonic() - begun_at < 30.0
     waiting._gap_s = 0.0
     assert waiting.select(0.0) == []
+
+
+def test_things_gather_for_a_moment(selector: Counting, pipe: tuple[int, int], monkeypatch):
+    """What happens meanwhile is seen after it, and no deadline is overslept."""
+    monkeypatch.setattr(patience, "_NAP_S", 0.01)
+    waiting = Patience(selector)
+    os.write(pipe[1], b"x")
+    begun_at = monotonic()
+    waiting.let_gather(None)
+    assert monotonic() - begun_at >= 0.009
+    assert waiting.select(None)
+    monkeypatch.setattr(patience, "_NAP_S", 60.0)
+    begun_at = monotonic()
+    waiting.let_gather(0.001)
+    waiting.let_gather(0.0)
+    assert monotonic() - begun_at < 30.0

@@ -105,3 +105,18 @@ def test_without_a_limit_a_kill_tells_the_memory_and_a_crash_tells_none():
     assert 100 * MIB < hung.metadata["peak_memory"] < 400 * MIB
     assert hung.failure.peak_memory == hung.metadata["peak_memory"]
     assert dead.metadata["peak_memory"] is None
+
+
+def test_the_next_job_of_an_inbox_is_held_to_its_own_limit():
+    """It is looked at from its begin on, although the job before it has no limit and was not looked at for long."""
+    hogs = [9, 10]
+    with ProcessPoolEvaluator(hold, num_workers=1) as evaluator:
+        small = {"size": 1, "seconds": 0.03}
+        evaluator.submit([small] * 4)
+        evaluator.gather("ALL")
+        configs = [{**small, "size": 300 * MIB if x in hogs else 1, "seconds": 0.15} for x in range(14)]
+        evaluator.submit(configs, memory_limit=lambda config: 100 * MIB if config["size"] > 1 else None)
+        jobs = evaluator.gather("ALL")
+    kinds = {job.id: None if job.failure is None else job.failure.kind for job in jobs}
+    assert [x for x in range(14) if kinds[f"0.{x + 4}"] is not None] == hogs
+    assert {kinds[f"0.{x + 4}"] for x in hogs} == {"memory"}

@@ -27,16 +27,13 @@ class Patience:
         self._selector = selector
         self._gap_s = _MOST_GAP_S
 
-    def select(self, wait_s: float | None, *, at_ease: bool) -> "list[tuple[selectors.SelectorKey, int]]":
-        """What is ready, after at most so many seconds; None for no bound.
+    def let_gather(self, wait_s: float | None) -> None:
+        """Sleep for a moment, or so many seconds if that is less, whatever happens: nobody waits for this process."""
+        sleep(_NAP_S if wait_s is None else min(_NAP_S, wait_s))
 
-        Args:
-            wait_s: as above.
-            at_ease: whether nobody waits for this process.
-        """
+    def select(self, wait_s: float | None) -> "list[tuple[selectors.SelectorKey, int]]":
+        """What is ready, after at most so many seconds; None for no bound."""
         begun_at = monotonic()
-        if at_ease:
-            sleep(_NAP_S if wait_s is None else min(_NAP_S, wait_s))
         ready = self._watch(begun_at, wait_s) if self._gap_s < _MOMENT_S else []
         if not ready:
             left_s = None if wait_s is None else max(0.0, wait_s - (monotonic() - begun_at))
