@@ -90,10 +90,12 @@ def _replacing(module: Any, name: str) -> Run:
 
 
 # What the worker itself needs to report fails the guilty job, and must not fail the next one as well.
-for _module, _name in ((os, "getpid"), (os, "waitid"), (contextlib, "suppress"), (multiprocessing.process, "Process")):
-    _kinds = ("crash",) if _module is not multiprocessing.process else ()
-    fault(*_kinds)(_replacing(_module, _name))
+fault("crash")(_replacing(contextlib, "suppress"))
 for _module, _name in (
+    (multiprocessing.process, "Process"),
+    (os, "getpid"),
+    (os, "waitid"),
+    (os, "waitpid"),
     (os, "write"),
     (os, "open"),
     (os, "dup"),

@@ -63,7 +63,7 @@ _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
 _HIGH_FD = 960
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _WALL = 0x40000000 if sys.platform == "linux" else 0  # also children made by clone() without SIGCHLD
-_ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL
+_waitpid = os.waitpid  # a job may put something else in its place
 _KINDS = {kind: index for index, kind in enumerate(wire.KINDS)}
 
 
@@ -371,8 +371,7 @@ def prove(parcel: Parcel) -> None:
 def children() -> frozenset[int]:
     """The living children of this process; the dead ones are reaped. Costs 2 us where there are none."""
     try:
-        os.waitid(os.P_ALL, 0, _ANY_CHILD)
-        while os.waitpid(-1, os.WNOHANG | _WALL)[0]:
+        while _waitpid(-1, os.WNOHANG | _WALL)[0]:
             pass
     except ChildProcessError:
         return frozenset()
