@@ -30,6 +30,8 @@ exclude_patterns = ["_build", "_generated"]
 
 html_theme = "furo"
 html_title = f"robust_eval {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
