@@ -250,7 +250,18 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             return self._concluded()
 
     async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
-        """Do the same as `gather` without blocking the running event loop."""
+        """Do the same as `gather` without blocking the running event loop.
+
+        Args:
+            type: ``"ALL"`` or ``"BATCH"``, as for `gather`.
+            size: as for `gather`.
+
+        Returns:
+            The jobs, as from `gather`.
+
+        Raises:
+            RobustEvalError: what `gather` raises, for the same causes.
+        """
         self._check_process()
         with self._alone():
             wanted = self._wanted(type, size)
