@@ -72,6 +72,10 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
         job_id_gathered: the ids of all jobs that were gathered.
         num_jobs_skipped: how many configurations ``skip_done`` has left out.
         num_objective: how many objectives the CSV has; found out by itself unless set.
+
+    Raises:
+        InvalidArgument: a value is not allowed (a ``ValueError``).
+        InvalidArgumentType: an argument has a type that is not allowed (a ``TypeError``).
     """
 
     FAIL_RETURN_VALUE: ClassVar[str] = FAIL_RETURN_VALUE

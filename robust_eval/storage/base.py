@@ -68,6 +68,7 @@ class Storage(abc.ABC):
 
         Raises:
             InvalidArgument: the URL is of another form (a ``ValueError``).
+            InvalidArgumentType: it is no text (a ``TypeError``).
         """
         if not isinstance(url, str):
             raise InvalidArgumentType(f"storage={bounded_repr(url)} is no URL of a storage. Known forms: {_URLS}.")

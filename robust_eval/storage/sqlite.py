@@ -61,6 +61,7 @@ class SqliteStorage(DurableStorage):
 
     Raises:
         InvalidArgument: there is no such directory.
+        InvalidArgumentType: the path names no file, such as ``":memory:"`` (a ``TypeError``).
         StorageError: from ``connect()`` on: the file cannot be opened, read or written.
     """
 
