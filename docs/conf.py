@@ -32,7 +32,7 @@ default_role = "py:obj"  # what a docstring has in single backticks is a name: a
 html_theme = "furo"
 html_title = f"robust_eval {release}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["wide.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
