@@ -27,9 +27,12 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_generated"]
+default_role = "py:obj"  # what a docstring has in single backticks is a name: a link where this site has it
 
 html_theme = "furo"
 html_title = f"robust_eval {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -3,8 +3,10 @@
 Called by `conf.py` when the documentation is built. Knows the tables and nothing else of the package.
 """
 
+import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
@@ -25,12 +27,36 @@ Transitions = Mapping[tuple[State, str], State]
 # A cause that leads from so many states to the same one is drawn once, from "several states".
 _COMMON = 5
 _ANY = "several states"
+# So few states stand in one row, in the order in which the code names them: their arrows are arcs that cannot meet
+# each other's labels. More states in a row would be too wide for a page.
+_ONE_ROW = 5
+
+
+@dataclass(frozen=True)
+class _Palette:
+    """The colours of one mode of the theme. The background itself is left transparent."""
+
+    page: str
+    arrow: str
+    text: str
+    state: str
+    border: str
+
+
+# An image cannot know which mode its page is in, so there is one for each, and the theme shows the right one. `page`
+# is the theme's own background: a label hides the part of its arrow that it lies on.
+_PALETTES = {
+    "light": _Palette(page="#ffffff", arrow="#64748b", text="#0f172a", state="#e0f2fe", border="#0369a1"),
+    "dark": _Palette(page="#131416", arrow="#8b98a9", text="#e2e8f0", state="#0c3a55", border="#38bdf8"),
+}
 
 
 def write(transitions: Transitions[State], name: str, folder: Path) -> None:
-    """Write `name`.svg, the diagram, and `name`.md, the table, into `folder`."""
+    """Write `name`-light.svg and `name`-dark.svg, the diagram, and `name`.md, the table, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _draw(_labels(transitions), folder / f"{name}.svg")
+    positions = _positions(transitions)
+    for mode, palette in _PALETTES.items():
+        _draw(_labels(transitions), positions, palette, folder / f"{name}-{mode}.svg")
     (folder / f"{name}.md").write_text(_table(transitions), encoding="utf-8")
 
 
@@ -53,56 +79,99 @@ def _labels(transitions: Transitions[State]) -> dict[tuple[str, str], str]:
     return {arrow: "\n".join(causes) for arrow, causes in arrows.items()}
 
 
-def _draw(labels: Mapping[tuple[str, str], str], path: Path) -> None:
-    graph = nx.DiGraph(list(labels))
-    positions = _positions(graph)
+def _wrapped(label: str, width: int) -> str:
+    return "\n".join(textwrap.fill(cause, width) for cause in label.split("\n"))
+
+
+def _draw(
+    labels: Mapping[tuple[str, str], str], positions: Mapping[str, tuple[float, float]], palette: _Palette, path: Path
+) -> None:
+    heights = {y for _, y in positions.values()}
     columns = 1 + max(x for x, _ in positions.values())
-    rows = 1 + max(y for _, y in positions.values()) - min(y for _, y in positions.values())
-    figure, axes = plt.subplots(figsize=(1.3 * columns + 2.8, 1.6 * rows + 0.6), layout="constrained")
-    bent = [arrow for arrow in labels if _is_bent(arrow, graph, positions)]
-    straight = [arrow for arrow in labels if arrow not in bent]
-    for arrows, style in ((straight, "arc3"), (bent, "arc3,rad=0.28")):
-        # The sizes are those of the text boxes below, which hide the nodes.
-        nx.draw_networkx_edges(
-            graph, positions, arrows, ax=axes, node_size=2600, arrowsize=14, edge_color="#64748b", connectionstyle=style
-        )
-        nx.draw_networkx_edge_labels(
-            graph,
-            positions,
-            {arrow: labels[arrow] for arrow in arrows},
-            ax=axes,
-            font_size=8,
-            rotate=False,
-            verticalalignment="bottom",  # above a level arrow, which is short and would be hidden
-            connectionstyle=style,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-        )
-    _draw_states(axes, positions)
+    rows = 1 + max(heights) - min(heights)
+    one_row = rows == 1
+    figure, axes = plt.subplots(figsize=(2.3 * columns, 4.4) if one_row else (1.5 * columns, 1.6 * rows))
+    figure.subplots_adjust(0, 0, 1, 1)
+    width, bend = (18, 0.5) if one_row else (8, 0.28)
+    wrapped = {arrow: _wrapped(label, width) for arrow, label in labels.items()}
+    bent = {arrow: label for arrow, label in wrapped.items() if _is_bent(arrow, labels, positions)}
+    straight = {arrow: label for arrow, label in wrapped.items() if arrow not in bent}
+    # A label stands above a level arrow, which is short and would be hidden, and on an arc, beside which others run.
+    _draw_arrows(axes, positions, straight, palette, connectionstyle="arc3", verticalalignment="bottom")
+    _draw_arrows(axes, positions, bent, palette, connectionstyle=f"arc3,rad={bend}", verticalalignment="center")
+    _draw_states(axes, positions, palette)
     axes.set_axis_off()
-    axes.margins(0.07)
-    figure.savefig(path, facecolor="white", metadata={"Date": None})
+    axes.margins(0.02)  # what stands out at the edges counts in the size of the picture all the same
+    if one_row:
+        axes.set_ylim(-1, 1)  # room for the arcs, which do not count as data
+    figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
 
-def _draw_states(axes: Axes, positions: Mapping[str, tuple[float, float]]) -> None:
+def _draw_arrows(
+    axes: Axes,
+    positions: Mapping[str, tuple[float, float]],
+    labels: Mapping[tuple[str, str], str],
+    palette: _Palette,
+    *,
+    connectionstyle: str,
+    verticalalignment: str,
+) -> None:
+    graph = nx.DiGraph(list(labels))
+    # The size is about that of the text boxes of the states, which hide the nodes.
+    nx.draw_networkx_edges(
+        graph,
+        positions,
+        ax=axes,
+        node_size=2600,
+        arrowsize=14,
+        edge_color=palette.arrow,
+        connectionstyle=connectionstyle,
+    )
+    nx.draw_networkx_edge_labels(
+        graph,
+        positions,
+        labels,
+        ax=axes,
+        font_size=9,
+        font_color=palette.text,
+        rotate=False,
+        verticalalignment=verticalalignment,
+        connectionstyle=connectionstyle,
+        bbox={"facecolor": palette.page, "edgecolor": "none", "pad": 0.8},
+    )
+
+
+def _draw_states(axes: Axes, positions: Mapping[str, tuple[float, float]], palette: _Palette) -> None:
     for state, (x, y) in positions.items():
         dashed = state == _ANY
         box = {
             "boxstyle": "round,pad=0.5",
-            "facecolor": "white" if dashed else "#e0f2fe",
-            "edgecolor": "#0369a1",
+            "facecolor": palette.page if dashed else palette.state,
+            "edgecolor": palette.border,
             "linestyle": "--" if dashed else "-",
         }
-        axes.text(x, y, state, ha="center", va="center", fontsize=10, bbox=box, zorder=5)
+        words = "\n".join(state.split())
+        axes.text(x, y, words, ha="center", va="center", fontsize=11, color=palette.text, bbox=box, zorder=5)
 
 
-def _is_bent(arrow: tuple[str, str], graph: nx.DiGraph, positions: Mapping[str, tuple[float, float]]) -> bool:
+def _is_bent(
+    arrow: tuple[str, str], arrows: Container[tuple[str, str]], positions: Mapping[str, tuple[float, float]]
+) -> bool:
     """Whether a straight arrow would lie on another one or run through a state."""
     (x, y), (to_x, to_y) = positions[arrow[0]], positions[arrow[1]]
-    return graph.has_edge(*reversed(arrow)) or (y == to_y and abs(x - to_x) > 1)
+    return arrow[::-1] in arrows or (y == to_y and abs(x - to_x) > 1)
 
 
-def _positions(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
+def _positions(transitions: Transitions[State]) -> dict[str, tuple[float, float]]:
+    graph = nx.DiGraph(list(_labels(transitions)))
+    if len(graph) > _ONE_ROW:
+        return _layers(graph)
+    states = sorted({state for (before, _), after in transitions.items() for state in (before, after)})
+    return {_name(state): (float(x), 0.0) for x, state in enumerate(states)}
+
+
+def _layers(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
     """A column for each distance from the first state, "several states" just before what it leads to."""
     first = next(iter(graph))
     column = nx.single_source_shortest_path_length(graph, first)

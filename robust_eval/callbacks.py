@@ -27,16 +27,32 @@ class Callback:
     """What an evaluator calls; override what is of interest."""
 
     def on_launch(self, job: Job) -> None:
-        """Hear of a job that is being submitted."""
+        """Hear of a job that is being submitted.
+
+        Args:
+            job: the job; it has its id and its configuration, and no outcome yet.
+        """
 
     def on_done(self, job: Job) -> None:
-        """Hear of a job that is done, failed ones included, when it is gathered."""
+        """Hear of a job that is done, failed ones included, when it is gathered.
+
+        Args:
+            job: the job; ``job.failure`` is None for one that delivered.
+        """
 
     def on_done_other(self, job: Job) -> None:
-        """Hear of a job that another evaluator of the same search has done."""
+        """Hear of a job that another evaluator of the same search has done.
+
+        Args:
+            job: the job, as the storage has it.
+        """
 
     def on_gather(self, job: Job) -> None:
-        """Hear of a job that ``gather`` is about to return, after every ``on_done``."""
+        """Hear of a job that ``gather`` is about to return, after every ``on_done``.
+
+        Args:
+            job: the job.
+        """
 
     def on_close(self) -> None:
         """Hear that the evaluator is closed."""
@@ -76,11 +92,19 @@ class LoggerCallback(Callback):
         self._best = _Best()
 
     def on_done_other(self, job: Job) -> None:
-        """Print the line of another evaluator's job."""
+        """Print the line of another evaluator's job.
+
+        Args:
+            job: the job, as the storage has it.
+        """
         self.on_done(job)
 
     def on_done(self, job: Job) -> None:
-        """Print the job's objective and the best so far, or its failure."""
+        """Print the job's objective and the best so far, or its failure.
+
+        Args:
+            job: the job that is done.
+        """
         value = self._best.add(job.objective)
         head = f"[{self._best.done:05d}] --"
         if value is None:
@@ -101,16 +125,31 @@ class TqdmCallback(Callback):
         self._bar: Any = None
 
     def set_max_evals(self, max_evals: int | None) -> None:
-        """Say how many jobs there will be; begins a new bar."""
+        """Say how many jobs there will be; begins a new bar.
+
+        Args:
+            max_evals: the number of jobs; None for a bar without an end, as it is before this was called.
+        """
         self.on_close()
         self._max_evals = max_evals
 
     def on_done_other(self, job: Job) -> None:
-        """Count another evaluator's job."""
+        """Count another evaluator's job.
+
+        Args:
+            job: the job, as the storage has it.
+        """
         self.on_done(job)
 
     def on_done(self, job: Job) -> None:
-        """Count the job, and show the best objective and the number of failures."""
+        """Count the job, and show the best objective and the number of failures.
+
+        Args:
+            job: the job that is done.
+
+        Raises:
+            RobustEvalError: tqdm is not installed.
+        """
         if self._bar is None:
             self._bar = _new_bar(self._max_evals)
         self._best.add(job.objective)
@@ -152,11 +191,19 @@ class ProfilingCallback(Callback):
         self.history: list[tuple[float, int]] = []
 
     def on_done_other(self, job: Job) -> None:
-        """Collect the timestamps of another evaluator's job."""
+        """Collect the timestamps of another evaluator's job.
+
+        Args:
+            job: the job, as the storage has it.
+        """
         self.on_done(job)
 
     def on_done(self, job: Job) -> None:
-        """Collect the timestamps of the job."""
+        """Collect the timestamps of the job.
+
+        Args:
+            job: the job that is done; one whose timestamps are not known is left out.
+        """
         metadata = job.metadata
         times = [metadata.get(f"timestamp_{which}") for which in ("start", "end")]
         if None in times:
@@ -200,11 +247,19 @@ class CSVLoggerCallback(Callback):
         self._num_objective: int | None = None
 
     def on_done_other(self, job: Job) -> None:
-        """Write the row of another evaluator's job."""
+        """Write the row of another evaluator's job.
+
+        Args:
+            job: the job, as the storage has it.
+        """
         self.on_done(job)
 
     def on_done(self, job: Job) -> None:
-        """Write the job's row."""
+        """Write the job's row.
+
+        Args:
+            job: the job that is done.
+        """
         rows, self._num_objective = rows_of([job], None, csv_value, self._num_objective)
         self._file.write(self._path, rows)
 
@@ -230,11 +285,21 @@ class SearchEarlyStopping(Callback):
         self.search_stopped = False
 
     def on_done_other(self, job: Job) -> None:
-        """Take another evaluator's job into account."""
+        """Take another evaluator's job into account.
+
+        Args:
+            job: the job, as the storage has it.
+
+        Raises:
+            SearchStopped: the patience is at its end.
+        """
         self.on_done(job)
 
     def on_done(self, job: Job) -> None:
         """Take the job into account.
+
+        Args:
+            job: the job that is done.
 
         Raises:
             SearchStopped: the patience is at its end.

@@ -99,6 +99,10 @@ def queued(evaluator_class: type[Any]) -> type[Any]:
 
     Args:
         evaluator_class: any class of evaluators.
+
+    Returns:
+        A subclass of it. Making one raises `InvalidArgument` where ``queue_pop_per_task`` is more than there are
+        resources in ``queue``.
     """
 
     def __init__(  # noqa: N807  becomes a method

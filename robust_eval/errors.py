@@ -142,39 +142,75 @@ class JobFailed(RobustEvalError):
 
 
 class JobTimeout(JobFailed, TimeoutError):
-    """The job ran longer than it was allowed to."""
+    """The job ran longer than it was allowed to.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobMemoryExceeded(JobFailed, MemoryError):
-    """The job needed more memory than it was allowed to."""
+    """The job needed more memory than it was allowed to.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobCrashed(JobFailed):
-    """The job's process ended by a signal or an exit."""
+    """The job's process ended by a signal or an exit.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobRaised(JobFailed):
-    """The run function raised; chained from its exception where that could be had."""
+    """The run function raised; chained from its exception where that could be had.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobCancelled(JobFailed):
-    """The job was cancelled or never begun."""
+    """The job was cancelled or never begun.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobLost(JobFailed):
-    """The host, driver, supervisor or template of the job died."""
+    """The host, driver, supervisor or template of the job died.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobStartupFailed(JobFailed):
-    """No worker could be started for the job."""
+    """No worker could be started for the job.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobInvalid(JobFailed):
-    """The run function returned something that is not accepted."""
+    """The run function returned something that is not accepted.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class JobUnpicklable(JobFailed):
-    """The configuration or the result could not cross the process boundary."""
+    """The configuration or the result could not cross the process boundary.
+
+    Args:
+        failure: what happened to the job, a `robust_eval.failure.Failure`.
+    """
 
 
 class RemoteTraceback(RobustEvalError):

@@ -110,6 +110,11 @@ class RobustExecutor(ProcessPoolExecutor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Have ``fn(*args, **kwargs)`` called; its arguments are pickled before this returns.
 
+        Args:
+            fn: the function; also a lambda or a closure.
+            *args: its positional arguments.
+            **kwargs: its arguments by name.
+
         Returns:
             A future. It can be cancelled until its call begins. Where the function or an argument cannot be pickled,
             it holds a `JobUnpicklable`.
@@ -137,6 +142,10 @@ class RobustExecutor(ProcessPoolExecutor):
             chunksize: accepted and checked, and otherwise not used: short calls travel together by themselves, and
                 each keeps its own limits and its own failure.
             buffersize: the most calls submitted whose results were not yet taken; None submits all of them now.
+
+        Returns:
+            An iterator of the results. It raises what a call raised when it comes to that call, and cancels what it has
+            not given when it ends early.
 
         Raises:
             TimeoutError: from the iterator, when ``timeout`` is over.

@@ -169,6 +169,9 @@ class Failure:
 
         The exception is left out (its type, message and traceback stay), a ``late_result`` that JSON cannot
         hold is replaced by its repr. Fields at their default are left out.
+
+        Returns:
+            The dict, which `from_dict` reads.
         """
         data = {name: value for name, value in self._known() if name != "exception"}
         if "unkilled_pids" in data:
@@ -182,7 +185,17 @@ class Failure:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Failure:
-        """Make a failure from what `to_dict` gave; keys that are not known are ignored."""
+        """Make a failure from what `to_dict` gave; keys that are not known are ignored.
+
+        Args:
+            data: such a dict; it has ``kind`` and ``message`` at least.
+
+        Returns:
+            The failure, without the exception.
+
+        Raises:
+            TypeError: ``kind`` or ``message`` is missing.
+        """
         names = {each.name for each in fields(cls)}
         known = {name: value for name, value in data.items() if name in names and name != "exception"}
         if "unkilled_pids" in known:

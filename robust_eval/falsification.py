@@ -124,6 +124,7 @@ def falsify(
 
     Raises:
         InvalidArgument: a value is not allowed.
+        InvalidArgumentType: ``run`` cannot be called, or the space gives what is no dict.
         JobStartupFailed: no worker could be started.
     """
     if not callable(run):

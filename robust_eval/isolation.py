@@ -111,6 +111,9 @@ def isolated(
         num_workers: as for `call`.
         max_tasks_per_child: as for `call`.
 
+    Returns:
+        The function that runs in a process; without ``function``, the decorator that makes it.
+
     Raises:
         InvalidArgumentType: what is decorated is not a function.
     """

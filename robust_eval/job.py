@@ -182,6 +182,11 @@ class Job:
         """Take over an output that is in its standard form already.
 
         A job that failed stays as it is: what an abandoned run still reports comes too late.
+
+        Args:
+            objective: a number, a tuple of numbers, or a text that begins with ``"F"``.
+            metadata: added to what the job has.
+            observations: ``[budgets, objectives]``; None where there are none.
         """
         if self.failure is not None:
             return
@@ -218,6 +223,9 @@ class Job:
             stopper: copied for this job, as in DeepHyper, and told its job where it wants to know.
             recorder: receives what is recorded; by default `recorded` grows.
             stop_requested: asked by ``stopped()``.
+
+        Returns:
+            The running job, with a copy of the configuration.
         """
         stopper = copy.deepcopy(stopper)
         running = RunningJob(

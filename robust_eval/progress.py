@@ -54,19 +54,31 @@ class ProgressCallback(Callback):
         self._live: Live | None = None
 
     def set_max_evals(self, max_evals: int | None) -> None:
-        """Say how many jobs there will be."""
+        """Say how many jobs there will be.
+
+        Args:
+            max_evals: the number of jobs; None for as many as were submitted so far.
+        """
         self._total = max_evals
         self._progress.update(self._bar, total=max_evals)
 
     def on_launch(self, job: Job) -> None:  # noqa: ARG002  the hook's signature
-        """Count the job, and begin to draw with the first one."""
+        """Count the job, and begin to draw with the first one.
+
+        Args:
+            job: the job that is being submitted.
+        """
         self._launched += 1
         if self._total is None:
             self._progress.update(self._bar, total=self._launched)
         self._begin()
 
     def on_done(self, job: Job) -> None:
-        """Count the outcome."""
+        """Count the outcome.
+
+        Args:
+            job: the job that is done.
+        """
         self._outcomes["ok" if job.failure is None else job.failure.kind] += 1
         value = total_objective(job.objective)
         if value is not None and (self._best is None or value > self._best):
@@ -74,7 +86,11 @@ class ProgressCallback(Callback):
         self._progress.advance(self._bar)
 
     def on_done_other(self, job: Job) -> None:
-        """Count another evaluator's outcome."""
+        """Count another evaluator's outcome.
+
+        Args:
+            job: the job, as the storage has it.
+        """
         self.on_done(job)
 
     def on_close(self) -> None:

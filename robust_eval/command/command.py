@@ -107,13 +107,21 @@ class Command(Callback):
     # -- in the driver: directories are given out before the job begins, and taken back after its end
 
     def on_launch(self, job: Job) -> None:
-        """Give the job a name for its directory, so that the driver finds it whatever becomes of the worker."""
+        """Give the job a name for its directory, so that the driver finds it whatever becomes of the worker.
+
+        Args:
+            job: the job that is being submitted.
+        """
         self._sweep_once()
         name = self._names[job.id] = self._scratch.name(job.id)
         job.run_kwargs = {**(job.run_kwargs or {}), "_scratch": (name, this_process())}
 
     def on_done(self, job: Job) -> None:
-        """Keep the job's directory or remove it."""
+        """Keep the job's directory or remove it.
+
+        Args:
+            job: the job that is done; where its directory stays, ``job.metadata["job_dir"]`` says which it is.
+        """
         name = self._names.pop(job.id, None)
         if name is None:
             return
@@ -140,6 +148,9 @@ class Command(Callback):
         Args:
             job: the parameters.
             **more: further ones, such as what an evaluator's queue lends to the job.
+
+        Returns:
+            What ``parse`` found: anything that a run function may return.
 
         Raises:
             CommandFailed: the exit code is not ok, or a signal ended it.

@@ -61,6 +61,9 @@ class Backend:
 
         Returns:
             The job, with its output or its failure.
+
+        Raises:
+            NotImplementedError: the class has no way of its own to run a job, and does not override this.
         """
         if self._overridden is None or not self._has_backend():
             raise NotImplementedError(

@@ -72,6 +72,10 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
         job_id_gathered: the ids of all jobs that were gathered.
         num_jobs_skipped: how many configurations ``skip_done`` has left out.
         num_objective: how many objectives the CSV has; found out by itself unless set.
+
+    Raises:
+        InvalidArgument: a value is not allowed (a ``ValueError``).
+        InvalidArgumentType: an argument has a type that is not allowed (a ``TypeError``).
     """
 
     FAIL_RETURN_VALUE: ClassVar[str] = FAIL_RETURN_VALUE
@@ -250,7 +254,18 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             return self._concluded()
 
     async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
-        """Do the same as `gather` without blocking the running event loop."""
+        """Do the same as `gather` without blocking the running event loop.
+
+        Args:
+            type: ``"ALL"`` or ``"BATCH"``, as for `gather`.
+            size: as for `gather`.
+
+        Returns:
+            The jobs, as from `gather`.
+
+        Raises:
+            RobustEvalError: what `gather` raises, for the same causes.
+        """
         self._check_process()
         with self._alone():
             wanted = self._wanted(type, size)

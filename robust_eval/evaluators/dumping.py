@@ -39,7 +39,14 @@ class Dumping:
     def decode(self, key: str) -> dict[str, Any]:
         """Read a JSON object.
 
+        Args:
+            key: its text.
+
+        Returns:
+            The object.
+
         Raises:
+            json.JSONDecodeError: the text is no JSON (a ``ValueError``).
             InvalidArgument: the JSON is something else (a ``ValueError``).
         """
         decoded = json.loads(key)
@@ -48,7 +55,14 @@ class Dumping:
         return decoded
 
     def convert_for_csv(self, val: Any) -> Any:
-        """Bring a value to what one cell of a CSV file can hold: a list becomes its text."""
+        """Bring a value to what one cell of a CSV file can hold.
+
+        Args:
+            val: a value of a configuration.
+
+        Returns:
+            The text of a list, a value of numpy's as Python's; anything else as it is.
+        """
         return csv_value(val)
 
     def dump_evals(
@@ -84,7 +98,11 @@ class Dumping:
             raise
 
     def to_frame(self) -> pd.DataFrame:
-        """Give every gathered job as a row of a DataFrame, with the columns of the CSV."""
+        """Give every gathered job as a row of a DataFrame, with the columns of the CSV.
+
+        Returns:
+            The DataFrame, in the order in which the jobs were gathered.
+        """
         import pandas as pd  # noqa: PLC0415  imported only by those who need it
 
         rows = self._rows([job for job in self.jobs if job.status is JobStatus.DONE], None)

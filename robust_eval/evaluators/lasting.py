@@ -134,6 +134,7 @@ class Lasting:
 
         Raises:
             InvalidArgument: the storage does not outlive its driver (a ``ValueError``).
+            EvaluatorClosed: this evaluator is closed.
             StorageError: it cannot be read.
         """
         self._check_options(per_job)

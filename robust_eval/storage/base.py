@@ -68,6 +68,7 @@ class Storage(abc.ABC):
 
         Raises:
             InvalidArgument: the URL is of another form (a ``ValueError``).
+            InvalidArgumentType: it is no text (a ``TypeError``).
         """
         if not isinstance(url, str):
             raise InvalidArgumentType(f"storage={bounded_repr(url)} is no URL of a storage. Known forms: {_URLS}.")
@@ -104,19 +105,50 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def create_new_search(self) -> str:
-        """Make a new search and give its id."""
+        """Make a new search and give its id.
+
+        Returns:
+            The id, a text: the other methods take it as ``search_id``.
+        """
 
     @abc.abstractmethod
     def create_new_job(self, search_id: str) -> str:
-        """Make a new job in a search and give its id, ``"search.job"``."""
+        """Make a new job in a search and give its id, ``"search.job"``.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+
+        Returns:
+            The id, which the other methods take as ``job_id``.
+
+        Raises:
+            KeyError: there is no such search.
+        """
 
     @abc.abstractmethod
     def store_search_value(self, search_id: str, key: str, value: Any) -> None:
-        """Keep a value of a search under a key."""
+        """Keep a value of a search under a key.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+            key: the name of the value.
+            value: replaces the one that is there.
+
+        Raises:
+            KeyError: there is no such search.
+            InvalidArgument: a durable storage has no encoding for a part of the value (a ``ValueError``).
+        """
 
     @abc.abstractmethod
     def load_search_value(self, search_id: str, key: str) -> Any:
         """Give the value of a search under a key.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+            key: the name of the value.
+
+        Returns:
+            The value, as it was stored last.
 
         Raises:
             KeyError: there is no such search or key.
@@ -124,11 +156,30 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def store_job(self, job_id: str, key: str, value: Any) -> None:
-        """Keep a value of a job under a key."""
+        """Keep a value of a job under a key.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+            key: ``"in"``, ``"out"``, ``"metadata"``, or a name of your own.
+            value: replaces the one that is there.
+
+        Raises:
+            KeyError: there is no such job.
+            InvalidArgument: a durable storage has no encoding for a part of the value (a ``ValueError``).
+        """
 
     @abc.abstractmethod
     def store_job_metadata(self, job_id: str, key: str, value: Any) -> None:
-        """Keep one entry of a job's metadata."""
+        """Keep one entry of a job's metadata.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+            key: the name of the entry; the others stay.
+            value: the entry. A durable storage keeps the repr of what it has no encoding for.
+
+        Raises:
+            KeyError: there is no such job.
+        """
 
     @abc.abstractmethod
     def load_all_search_ids(self) -> list[str]:
@@ -136,15 +187,46 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def load_all_job_ids(self, search_id: str) -> list[str]:
-        """Give the ids of all jobs of a search, in the order of their making."""
+        """Give the ids of all jobs of a search, in the order of their making.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+
+        Returns:
+            The ids, each ``"search.job"``.
+
+        Raises:
+            KeyError: there is no such search.
+        """
 
     @abc.abstractmethod
     def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
-        """Give everything about a search: a copy, keyed by the part of the job's id after the dot."""
+        """Give everything about a search: a copy, keyed by the part of the job's id after the dot.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+
+        Returns:
+            For each job what `load_job` gives.
+
+        Raises:
+            KeyError: there is no such search.
+        """
 
     @abc.abstractmethod
     def load_job(self, job_id: str) -> dict[str, Any]:
-        """Give everything about a job: a copy."""
+        """Give everything about a job: a copy.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+
+        Returns:
+            ``in`` (a dict of ``args`` and ``kwargs``), ``out`` (the objective, None before), ``metadata``,
+            ``intermediate``, and what `store_job` added.
+
+        Raises:
+            KeyError: there is no such job.
+        """
 
     def store_job_in(
         self,
@@ -152,19 +234,52 @@ class Storage(abc.ABC):
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Keep the arguments of a job."""
+        """Keep the arguments of a job.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+            args: the positional ones; None for none.
+            kwargs: those by name; None for none.
+
+        Raises:
+            KeyError: there is no such job.
+            InvalidArgument: a durable storage has no encoding for a part of the value (a ``ValueError``).
+        """
         self.store_job(job_id, "in", {"args": args, "kwargs": kwargs})
 
     def store_job_out(self, job_id: str, value: Any) -> None:
-        """Keep the objective of a job."""
+        """Keep the objective of a job.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+            value: the objective; ``"F"`` stands for a failure.
+
+        Raises:
+            KeyError: there is no such job.
+            InvalidArgument: a durable storage has no encoding for a part of the value (a ``ValueError``).
+        """
         self.store_job(job_id, "out", value)
 
     def store_job_status(self, job_id: str, job_status: int) -> None:
-        """Keep the status of a job, a `robust_eval.job.JobStatus`."""
+        """Keep the status of a job.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+            job_status: a `robust_eval.JobStatus`, or its number.
+
+        Raises:
+            KeyError: there is no such job.
+        """
         self.store_job(job_id, "status", job_status)
 
     def load_job_status(self, job_id: str) -> int:
         """Give the status that was stored of a job.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+
+        Returns:
+            A number of `robust_eval.JobStatus`.
 
         Raises:
             KeyError: there is no such job, or none was stored.
@@ -181,6 +296,10 @@ class Storage(abc.ABC):
 
         Returns:
             The ids, in the order of the configurations.
+
+        Raises:
+            KeyError: there is no such search.
+            InvalidArgument: a durable storage has no encoding for a part of one (a ``ValueError``); no job is made.
         """
         job_ids = []
         for config in configs:
@@ -190,7 +309,16 @@ class Storage(abc.ABC):
         return job_ids
 
     def store_job_outcome(self, job_id: str, objective: Any, metadata: Mapping[str, Any]) -> None:
-        """Keep the objective and the whole metadata of a job that is done."""
+        """Keep the objective and the whole metadata of a job that is done.
+
+        Args:
+            job_id: ``"search.job"``, as `create_new_job` gave it.
+            objective: the objective.
+            metadata: added to what the job has; the storage may keep the dict itself.
+
+        Raises:
+            KeyError: there is no such job.
+        """
         self.store_job_out(job_id, objective)
         for key, value in metadata.items():
             self.store_job_metadata(job_id, key, value)
@@ -215,15 +343,46 @@ class Storage(abc.ABC):
         return cursor, [f"{search_id}.{number}" for number in settled]
 
     def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Give everything about some jobs, keyed by their ids."""
+        """Give everything about some jobs, keyed by their ids.
+
+        Args:
+            job_ids: any number of ids.
+
+        Returns:
+            For each id what `load_job` gives; the values may be the storage's own and must not be changed.
+
+        Raises:
+            KeyError: one of the jobs does not exist.
+        """
         return {job_id: self.load_job(job_id) for job_id in job_ids}
 
     def load_metadata_from_all_jobs(self, search_id: str, key: str) -> list[Any]:
-        """Give one entry of the metadata of all jobs of a search that have it."""
+        """Give one entry of the metadata of all jobs of a search that have it.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+            key: the name of the entry.
+
+        Returns:
+            The entries that are not None, in the order of the jobs.
+
+        Raises:
+            KeyError: there is no such search.
+        """
         found = (data["metadata"].get(key) for data in self.load_search(search_id).values())
         return [value for value in found if value is not None]
 
     def load_out_from_all_jobs(self, search_id: str) -> list[Any]:
-        """Give the objectives of all jobs of a search that have one."""
+        """Give the objectives of all jobs of a search that have one.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+
+        Returns:
+            The objectives, in the order of the jobs; those of failed jobs too.
+
+        Raises:
+            KeyError: there is no such search.
+        """
         found = (data["out"] for data in self.load_search(search_id).values())
         return [value for value in found if value is not None]

@@ -72,23 +72,62 @@ class DurableStorage(Storage):
 
     @abc.abstractmethod
     def join(self, search_id: str, identity: Mapping[str, Any]) -> str:
-        """Make a new driver of a search and give its id."""
+        """Make a new driver of a search and give its id.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+            identity: what the driver says of itself, for others to judge whether it lives; values that can be encoded.
+
+        Returns:
+            The id, which the methods here take as ``driver``.
+
+        Raises:
+            KeyError: there is no such search.
+        """
 
     @abc.abstractmethod
     def beat(self, driver: str) -> None:
-        """Note that the driver lives."""
+        """Note that the driver lives.
+
+        Args:
+            driver: as `join` gave it.
+        """
 
     @abc.abstractmethod
     def leave(self, driver: str) -> None:
-        """Note that the driver ends: what it has not settled may be taken over, and did not run."""
+        """Note that the driver ends: what it has not settled may be taken over, and did not run.
+
+        Args:
+            driver: as `join` gave it.
+        """
 
     @abc.abstractmethod
     def load_drivers(self, search_id: str) -> list[Driver]:
-        """Give the drivers of a search whose jobs nobody has taken over."""
+        """Give the drivers of a search whose jobs nobody has taken over.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+
+        Returns:
+            The drivers, in the order in which they joined.
+        """
 
     @abc.abstractmethod
     def create_driver_jobs(self, search_id: str, driver: str, configs: Sequence[str]) -> list[str]:
-        """Make one job of this driver for each encoded configuration, all or none, and give their ids."""
+        """Make one job of this driver for each encoded configuration, all or none, and give their ids.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+            driver: as `join` gave it.
+            configs: each the text that `robust_eval.storage.encoding.encode` gives.
+
+        Returns:
+            The ids, in the order of the configurations.
+
+        Raises:
+            KeyError: there is no such search.
+            StorageError: the storage has lost the search.
+        """
 
     @abc.abstractmethod
     def write(self, driver: str, outcomes: Sequence[Outcome], gathered: Sequence[tuple[str, float]]) -> None:
@@ -98,6 +137,9 @@ class DurableStorage(Storage):
             driver: only its own jobs change.
             outcomes: of jobs that settled.
             gathered: ids of jobs that were gathered, each with its ``timestamp_gather``.
+
+        Raises:
+            StorageError: the storage cannot be written, or has lost the search.
         """
 
     @abc.abstractmethod
@@ -116,26 +158,35 @@ class DurableStorage(Storage):
 
     @abc.abstractmethod
     def load_driver_jobs(self, search_id: str, driver: str) -> Iterator[Kept]:
-        """Give all jobs of a driver, in the order of their making."""
+        """Give all jobs of a driver, in the order of their making.
+
+        Args:
+            search_id: as `create_new_search` gave it.
+            driver: as `join` gave it.
+
+        Yields:
+            The jobs, read from the storage a page at a time.
+        """
 
     @abc.abstractmethod
     def begun_log(self, driver: str) -> Path:
-        """Give the path of the file in which the workers of a driver note what they begin."""
+        """Give the path of the file in which the workers of a driver note what they begin.
+
+        Args:
+            driver: as `join` gave it.
+
+        Returns:
+            The path; the file need not exist.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of the connection; the next use makes a new one."""
 
     def create_new_jobs(self, search_id: str, configs: Sequence[Any]) -> list[str]:
-        """Make one job for each configuration, kept as its only positional argument.
-
-        Raises:
-            InvalidArgument: a configuration cannot be stored; no job is made.
-        """
         return self._create_jobs(search_id, [CONFIG_ALONE % text for text in encoded_configs(configs)], None)
 
     def create_new_job(self, search_id: str) -> str:
-        """Make a new job in a search and give its id, ``"search.job"``."""
         return self._create_jobs(search_id, [None], None)[0]
 
     @abc.abstractmethod
@@ -143,7 +194,6 @@ class DurableStorage(Storage):
         """Make jobs with these encoded arguments."""
 
     def load_job(self, job_id: str) -> dict[str, Any]:
-        """Give everything about a job."""
         return self.load_jobs([job_id])[job_id]
 
 

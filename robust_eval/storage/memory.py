@@ -66,7 +66,14 @@ class MemoryStorage(Storage):
 
     @classmethod
     def holding(cls, job_id: str) -> MemoryStorage:
-        """Give a connected storage in which this job and its search exist."""
+        """Give a connected storage in which this job and its search exist.
+
+        Args:
+            job_id: ``"search.job"``.
+
+        Returns:
+            A new storage with nothing else in it.
+        """
         storage = cls().connect()
         search_id, _, number = job_id.rpartition(".")
         search = storage._searches.setdefault(search_id, _Search())  # noqa: SLF001  our own
@@ -101,7 +108,6 @@ class MemoryStorage(Storage):
         return str(number)
 
     def create_new_job(self, search_id: str) -> str:
-        """Make a new job in a search and give its id: ``"0.0"``, ``"0.1"`` and so on."""
         search = self._searches[search_id]
         with self._lock:
             number = search.next_number
@@ -110,7 +116,6 @@ class MemoryStorage(Storage):
         return f"{search_id}.{number}"
 
     def create_new_jobs(self, search_id: str, configs: Sequence[Any]) -> list[str]:
-        """Make one job for each configuration; the configurations are kept, not copied."""
         search = self._searches[search_id]
         with self._lock:
             first = search.next_number
@@ -120,7 +125,6 @@ class MemoryStorage(Storage):
         return [f"{search_id}.{number}" for number in range(first, first + len(configs))]
 
     def store_job(self, job_id: str, key: str, value: Any) -> None:
-        """Keep a value of a job under a key."""
         record = self._record(job_id)
         if key == "out":
             self._settles(job_id).out = value
@@ -133,14 +137,12 @@ class MemoryStorage(Storage):
                 record.extra = {**(record.extra or {}), key: value}
 
     def store_job_metadata(self, job_id: str, key: str, value: Any) -> None:
-        """Keep one entry of a job's metadata."""
         record = self._record(job_id)
         with self._lock:
             # A new dict: `store_job_outcome` keeps the job's own.
             record.metadata = {**(record.metadata or {}), key: value}
 
     def store_job_outcome(self, job_id: str, objective: Any, metadata: Mapping[str, Any]) -> None:
-        """Keep the objective and the metadata of a job that is done, without copying them."""
         record = self._settles(job_id)
         record.out = objective
         if record.metadata is None and isinstance(metadata, dict):
@@ -150,47 +152,37 @@ class MemoryStorage(Storage):
                 record.metadata = {**(record.metadata or {}), **metadata}
 
     def load_settled_since(self, search_id: str, cursor: int, but_of: str | None = None) -> tuple[int, list[str]]:  # noqa: ARG002  there are no drivers here
-        """Give the ids of jobs that got an outcome after a cursor."""
         new = self._searches[search_id].settled[cursor:]
         return cursor + len(new), new
 
     def store_search_value(self, search_id: str, key: str, value: Any) -> None:
-        """Keep a value of a search under a key."""
         self._searches[search_id].values[key] = value
 
     def load_search_value(self, search_id: str, key: str) -> Any:
-        """Give the value of a search under a key; ``KeyError`` where there is none."""
         return self._searches[search_id].values[key]
 
     def load_all_search_ids(self) -> list[str]:
-        """Give the ids of all searches, in the order of their making."""
         return list(self._searches)
 
     def load_all_job_ids(self, search_id: str) -> list[str]:
-        """Give the ids of all jobs of a search, in the order of their making."""
         return [f"{search_id}.{number}" for number in list(self._searches[search_id].jobs)]
 
     def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
-        """Give a deep copy of everything about a search, keyed by the number of the job as text."""
         jobs = list(self._searches[search_id].jobs.items())
         return copy.deepcopy({str(number): record.view() for number, record in jobs})
 
     def load_job(self, job_id: str) -> dict[str, Any]:
-        """Give a deep copy of everything about a job."""
         return copy.deepcopy(self._record(job_id).view())
 
     def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Give everything about some jobs, keyed by their ids; the values are not copied."""
         return {job_id: self._record(job_id).view() for job_id in job_ids}
 
     def load_metadata_from_all_jobs(self, search_id: str, key: str) -> list[Any]:
-        """Give one entry of the metadata of all jobs of a search that have it."""
         records = list(self._searches[search_id].jobs.values())
         found = ((record.metadata or {}).get(key) for record in records)
         return [value for value in found if value is not None]
 
     def load_out_from_all_jobs(self, search_id: str) -> list[Any]:
-        """Give the objectives of all jobs of a search that have one."""
         records = list(self._searches[search_id].jobs.values())
         return [record.out for record in records if record.out is not None]
 

@@ -159,13 +159,11 @@ class RedisStorage(DurableStorage):
         return key
 
     def store_search_value(self, search_id: str, key: str, value: Any) -> None:
-        """Keep a value of a search under a key."""
         search, field, text = self._search(search_id), encode(key, "key"), encode(value)
         with self._told():
             self._redis.hset(f"{search}:values", field, text)
 
     def load_search_value(self, search_id: str, key: str) -> Any:
-        """Give the value of a search under a key; ``KeyError`` where there is none."""
         search = self._search(search_id)
         with self._told():
             text = self._redis.hget(f"{search}:values", encode(key, "key"))
@@ -174,12 +172,10 @@ class RedisStorage(DurableStorage):
         return decode(text)
 
     def load_all_search_ids(self) -> list[str]:
-        """Give the ids of all searches, in the order of their making."""
         with self._told():
             return list(self._redis.lrange(f"{_PREFIX}searches", 0, -1))
 
     def load_all_job_ids(self, search_id: str) -> list[str]:
-        """Give the ids of all jobs of a search, in the order of their making."""
         return [f"{search_id}.{number}" for number in self._numbers(f"{self._search(search_id)}:jobs")]
 
     def _numbers(self, key: str, start: int = 0) -> list[int]:
@@ -187,7 +183,6 @@ class RedisStorage(DurableStorage):
             return sorted(map(int, self._redis.lrange(key, start, -1)))
 
     def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
-        """Give everything about a search, keyed by the number of the job as text."""
         jobs = self.load_jobs(self.load_all_job_ids(search_id))
         return _Jobs((job_id.rpartition(".")[2], data) for job_id, data in jobs.items())
 
@@ -204,7 +199,6 @@ class RedisStorage(DurableStorage):
         return [f"{search_id}.{number}" for number in range(first, first + len(arguments))]
 
     def store_job(self, job_id: str, key: str, value: Any) -> None:
-        """Keep a value of a job under a key."""
         if key in _COLUMNS:
             if not self._script("put", *split_id(job_id), _COLUMNS[key], encode(value)):
                 raise KeyError(job_id)
@@ -212,7 +206,6 @@ class RedisStorage(DurableStorage):
             self._change(job_id, "extra", lambda old: encode({**({} if old is None else decode(old)), key: value}))
 
     def store_job_metadata(self, job_id: str, key: str, value: Any) -> None:
-        """Keep one entry of a job's metadata."""
         self._change(job_id, "metadata", lambda old: with_entry(old, key, value))
 
     def _change(self, job_id: str, field: str, new: Callable[[str | None], str]) -> None:
@@ -231,7 +224,6 @@ class RedisStorage(DurableStorage):
             self._redis.transaction(change, key)
 
     def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Give everything about some jobs, keyed by their ids."""
         ids = list(job_ids)
         rows = self._fields(ids, *_DATA, "listed")
         for job_id, row in zip(ids, rows, strict=True):
@@ -249,7 +241,6 @@ class RedisStorage(DurableStorage):
         return rows
 
     def load_settled_since(self, search_id: str, cursor: int, but_of: str | None = None) -> tuple[int, list[str]]:
-        """Give the ids of jobs that settled after a cursor; see `Storage.load_settled_since`."""
         with self._told():
             numbers = self._redis.lrange(f"{_PREFIX}search:{search_id}:settled", cursor, -1)
         job_ids = [f"{search_id}.{number}" for number in numbers]
@@ -262,7 +253,6 @@ class RedisStorage(DurableStorage):
     # -- drivers
 
     def join(self, search_id: str, identity: Mapping[str, Any]) -> str:
-        """Make a new driver of a search and give its id."""
         search, text = self._search(search_id), encode(dict(identity))
         with self._told():
             driver = str(self._redis.incr(f"{_PREFIX}next_driver"))
@@ -273,17 +263,14 @@ class RedisStorage(DurableStorage):
         return driver
 
     def beat(self, driver: str) -> None:
-        """Note that the driver lives."""
         with self._told():
             self._redis.hincrby(f"{_PREFIX}driver:{driver}", "beat", 1)
 
     def leave(self, driver: str) -> None:
-        """Note that the driver ends."""
         with self._told():
             self._redis.hset(f"{_PREFIX}driver:{driver}", "gone", 1)
 
     def load_drivers(self, search_id: str) -> list[Driver]:
-        """Give the drivers of a search whose jobs nobody has taken over."""
         with self._told():
             ids = sorted(self._redis.smembers(f"{self._search(search_id)}:drivers"), key=int)
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -297,12 +284,10 @@ class RedisStorage(DurableStorage):
         ]
 
     def create_driver_jobs(self, search_id: str, driver: str, configs: Sequence[str]) -> list[str]:
-        """Make one job of this driver for each encoded configuration."""
         self._check_data(search_id)
         return self._create_jobs(search_id, [CONFIG_ALONE % text for text in configs], driver)
 
     def write(self, driver: str, outcomes: Sequence[Outcome], gathered: Sequence[tuple[str, float]]) -> None:
-        """Keep what happened since the last time."""
         self._check_data(split_id(outcomes[0].job_id if outcomes else gathered[0][0])[0])
         for start in range(0, len(outcomes), _PAGE):
             page = outcomes[start : start + _PAGE]
@@ -318,12 +303,10 @@ class RedisStorage(DurableStorage):
                 raise self._forgotten(search)
 
     def take_over(self, search_id: str, dead: str, driver: str, begun: Iterable[str]) -> bool:
-        """Give all jobs of a dead driver to another one, in one step."""
         numbers = json.dumps([split_id(job_id)[1] for job_id in begun])
         return bool(self._script("take_over", search_id, dead, driver, numbers))
 
     def load_driver_jobs(self, search_id: str, driver: str) -> Iterator[Kept]:
-        """Give all jobs of a driver, in the order of their making."""
         job_ids = [f"{search_id}.{number}" for number in self._numbers(f"{_PREFIX}driver:{driver}:jobs")]
         for start in range(0, len(job_ids), _PAGE):
             page = job_ids[start : start + _PAGE]
@@ -334,7 +317,14 @@ class RedisStorage(DurableStorage):
                 yield Kept(job_id, data["in"]["args"][0], int(attempts), settled is not None, instant, data)
 
     def begun_log(self, driver: str) -> Path:
-        """A file on the driver's machine in which its workers note what they begin."""
+        """Give the path of the file, on the driver's machine, in which its workers note what they begin.
+
+        Args:
+            driver: as `join` gave it.
+
+        Returns:
+            The path; the file need not exist.
+        """
         return Path(tempfile.gettempdir()) / f"robust_eval-begun-{self._uid}-{driver}"
 
 

@@ -61,6 +61,7 @@ class SqliteStorage(DurableStorage):
 
     Raises:
         InvalidArgument: there is no such directory.
+        InvalidArgumentType: the path names no file, such as ``":memory:"`` (a ``TypeError``).
         StorageError: from ``connect()`` on: the file cannot be opened, read or written.
     """
 
@@ -166,29 +167,24 @@ class SqliteStorage(DurableStorage):
         return str(number)
 
     def store_search_value(self, search_id: str, key: str, value: Any) -> None:
-        """Keep a value of a search under a key."""
         row = (self._search(search_id), encode(key, "key"), encode(value))
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO search_values VALUES (?, ?, ?)", row)
 
     def load_search_value(self, search_id: str, key: str) -> Any:
-        """Give the value of a search under a key; ``KeyError`` where there is none."""
         query = "SELECT value FROM search_values WHERE search = ? AND key = ?"
         for (text,) in self._all(query, (self._search(search_id), encode(key, "key"))):
             return decode(text)
         raise KeyError(key)
 
     def load_all_search_ids(self) -> list[str]:
-        """Give the ids of all searches, in the order of their making."""
         return [str(number) for (number,) in self._all("SELECT id FROM searches ORDER BY id", ())]
 
     def load_all_job_ids(self, search_id: str) -> list[str]:
-        """Give the ids of all jobs of a search, in the order of their making."""
         rows = self._all("SELECT number FROM jobs WHERE search = ? ORDER BY number", (self._search(search_id),))
         return [f"{search_id}.{number}" for (number,) in rows]
 
     def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
-        """Give everything about a search, keyed by the number of the job as text."""
         query = f"SELECT number, {_DATA} FROM jobs WHERE search = ? ORDER BY number"  # noqa: S608  constants
         return {str(number): job_data(*texts) for number, *texts in self._all(query, (self._search(search_id),))}
 
@@ -214,14 +210,12 @@ class SqliteStorage(DurableStorage):
         return [f"{search_id}.{number}" for number in range(first, first + len(arguments))]
 
     def store_job(self, job_id: str, key: str, value: Any) -> None:
-        """Keep a value of a job under a key."""
         if key in _COLUMNS:
             self._change(job_id, _COLUMNS[key], lambda _old: encode(value))
         else:
             self._change(job_id, "extra", lambda old: encode({**({} if old is None else decode(old)), key: value}))
 
     def store_job_metadata(self, job_id: str, key: str, value: Any) -> None:
-        """Keep one entry of a job's metadata."""
         self._change(job_id, "metadata", lambda old: with_entry(old, key, value))
 
     def _change(self, job_id: str, column: str, new: Any) -> None:
@@ -246,7 +240,6 @@ class SqliteStorage(DurableStorage):
         )
 
     def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Give everything about some jobs, keyed by their ids."""
         query = f"SELECT {_DATA} FROM jobs WHERE search = ? AND number = ?"  # noqa: S608  constants
         found = {}
         with self._using() as db:
@@ -258,7 +251,6 @@ class SqliteStorage(DurableStorage):
         return {job_id: job_data(*row) for job_id, row in found.items()}
 
     def load_settled_since(self, search_id: str, cursor: int, but_of: str | None = None) -> tuple[int, list[str]]:
-        """Give the ids of jobs that settled after a cursor; see `Storage.load_settled_since`."""
         query = (
             "SELECT number, settled FROM jobs WHERE search = ? AND settled > ? "
             "AND (driver IS NULL OR driver IS NOT ?) ORDER BY settled"
@@ -271,32 +263,26 @@ class SqliteStorage(DurableStorage):
     # -- drivers
 
     def join(self, search_id: str, identity: Mapping[str, Any]) -> str:
-        """Make a new driver of a search and give its id."""
         row = (self._search(search_id), encode(dict(identity)))
         with self._transaction() as db:
             return str(db.execute("INSERT INTO drivers (search, identity) VALUES (?, ?)", row).lastrowid)
 
     def beat(self, driver: str) -> None:
-        """Note that the driver lives."""
         with self._transaction() as db:
             db.execute("UPDATE drivers SET beat = beat + 1 WHERE id = ?", (driver,))
 
     def leave(self, driver: str) -> None:
-        """Note that the driver ends."""
         with self._transaction() as db:
             db.execute("UPDATE drivers SET gone = 1 WHERE id = ?", (driver,))
 
     def load_drivers(self, search_id: str) -> list[Driver]:
-        """Give the drivers of a search whose jobs nobody has taken over."""
         rows = self._all("SELECT id, identity, beat, gone FROM drivers WHERE search = ? ORDER BY id", (search_id,))
         return [Driver(str(number), decode(identity), beat, bool(gone)) for number, identity, beat, gone in rows]
 
     def create_driver_jobs(self, search_id: str, driver: str, configs: Sequence[str]) -> list[str]:
-        """Make one job of this driver for each encoded configuration."""
         return self._create_jobs(search_id, [CONFIG_ALONE % text for text in configs], driver)
 
     def write(self, driver: str, outcomes: Sequence[Outcome], gathered: Sequence[tuple[str, float]]) -> None:
-        """Keep what happened since the last time, in one transaction."""
         with self._transaction() as db:
             if outcomes:
                 search, _ = split_id(outcomes[0].job_id)
@@ -315,7 +301,6 @@ class SqliteStorage(DurableStorage):
             db.executemany("UPDATE jobs SET gathered = ? WHERE search = ? AND number = ? AND driver = ?", marks)
 
     def take_over(self, search_id: str, dead: str, driver: str, begun: Iterable[str]) -> bool:
-        """Give all jobs of a dead driver to another one, in one transaction."""
         with self._transaction() as db:
             if not db.execute("DELETE FROM drivers WHERE id = ? AND search = ?", (dead, search_id)).rowcount:
                 return False
@@ -328,7 +313,6 @@ class SqliteStorage(DurableStorage):
         return True
 
     def load_driver_jobs(self, search_id: str, driver: str) -> Iterator[Kept]:
-        """Give all jobs of a driver, in the order of their making."""
         query = (
             f"SELECT number, attempts, settled, gathered, {_DATA} FROM jobs "  # noqa: S608  constants
             "WHERE search = ? AND driver = ? AND number > ? ORDER BY number LIMIT ?"
@@ -343,7 +327,14 @@ class SqliteStorage(DurableStorage):
             last = rows[-1][0]
 
     def begun_log(self, driver: str) -> Path:
-        """The file beside the database in which the workers of a driver note what they begin."""
+        """Give the path of the file, beside the database, in which the workers of a driver note what they begin.
+
+        Args:
+            driver: as `join` gave it.
+
+        Returns:
+            The path; the file need not exist.
+        """
         return self.path.with_name(f"{self.path.name}-begun-{driver}")
 
     def __enter__(self) -> Self:
