@@ -96,11 +96,12 @@ def test_things_gather_for_a_moment(selector: Counting, pipe: tuple[int, int], m
     waiting = Patience(selector)
     os.write(pipe[1], b"x")
     begun_at = monotonic()
-    waiting.let_gather(None)
+    waiting.let_gather(60.0, None)
     assert monotonic() - begun_at >= 0.009
     assert waiting.select(None)
     monkeypatch.setattr(patience, "_NAP_S", 60.0)
     begun_at = monotonic()
-    waiting.let_gather(0.001)
-    waiting.let_gather(0.0)
+    waiting.let_gather(60.0, 0.001)
+    waiting.let_gather(60.0, 0.0)
+    waiting.let_gather(0.001, None)
     assert monotonic() - begun_at < 30.0

@@ -669,6 +669,29 @@ class TestInbox:
         assert last(world, do.TakeBack) == [do.TakeBack(0)]
         assert world.core.dispatcher.mean_s > 0.1
 
+    def test_results_may_wait_while_workers_have_their_next_jobs(self):
+        """A tenth of a job's time, but not once little is left, nor while a worker is about to die."""
+        world = ahead(9, num_workers=2)
+        assert world.core.dispatcher.leisure_s == pytest.approx(0.01)
+        world.cancel(0)
+        assert world.core.dispatcher.leisure_s == 0.0
+        die(world)
+        assert ahead(3, num_workers=2).core.dispatcher.leisure_s == 0.0
+
+    def test_a_timer_whose_job_is_over_wakes_nobody(self):
+        """It is set for the job that runs now, or goes where that needs none."""
+        world = serving()
+        world.submit(ev.JobSpec(0, 1.0), ev.JobSpec(1, 1.0), ev.JobSpec(2, None))
+        for finished_at in (0.8, 1.6):
+            world.begins_job(0)
+            world.now = finished_at
+            world.ends(0)
+            world.results(0)
+            world.feed()
+        world.begins_job(0)
+        world.feed(ev.JobBegun(0, 2, world.now))
+        assert world.core.next_deadline() is None
+
     def test_an_idle_worker_gets_what_lies_behind_another_job(self):
         """At the end of a search nobody is idle beside a job that waits; what was begun meanwhile stays where it is."""
         world = ahead(6, num_workers=2)

@@ -101,7 +101,7 @@ class Case:
 
 ONE_TRY = {"max_start_failures": 1}
 WHOLE = [
-    Case("plain", ONE_TRY, GOOD | {"dies"}, 11_000, ready=False),
+    Case("plain", ONE_TRY, GOOD | {"dies"}, 8_500, ready=False),
     Case("timeouts", ONE_TRY, GOOD | {"dies"}, 4000, timeout_s=1.0),
 ]
 NEAREST = [

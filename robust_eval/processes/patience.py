@@ -10,7 +10,7 @@ import os
 import selectors
 from time import monotonic, sleep
 
-_NAP_S = 0.001
+_NAP_S = 0.004
 _MOMENT_S = 0.0003
 _SHARE = 0.2
 _MOST_GAP_S = 0.001
@@ -27,9 +27,16 @@ class Patience:
         self._selector = selector
         self._gap_s = _MOST_GAP_S
 
-    def let_gather(self, wait_s: float | None) -> None:
-        """Sleep for a moment, or so many seconds if that is less, whatever happens: nobody waits for this process."""
-        sleep(_NAP_S if wait_s is None else min(_NAP_S, wait_s))
+    @staticmethod
+    def let_gather(leisure_s: float, wait_s: float | None) -> None:
+        """Sleep, whatever happens: so long nobody waits for this process.
+
+        Args:
+            leisure_s: how long.
+            wait_s: what `select` would be called with, which is not overslept.
+        """
+        nap_s = min(leisure_s, _NAP_S)
+        sleep(nap_s if wait_s is None else min(nap_s, wait_s))
 
     def select(self, wait_s: float | None) -> "list[tuple[selectors.SelectorKey, int]]":
         """What is ready, after at most so many seconds; None for no bound."""

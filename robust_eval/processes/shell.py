@@ -92,8 +92,9 @@ class Shell:
             self._turn()
             if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
                 break
-            if self._core.at_ease:
-                self._patience.let_gather(self._wait_s())
+            leisure_s = self._core.dispatcher.leisure_s
+            if leisure_s:
+                self._patience.let_gather(leisure_s, self._wait_s())
             for key, _ in self._patience.select(self._wait_s()):
                 key.data()
             if self._driver.blocked:

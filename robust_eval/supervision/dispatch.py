@@ -16,6 +16,7 @@ _BUSY = WorkerState.BUSY
 _EWMA = 0.1
 _MOST_TIMES = 4.0
 _SHORTEST_S = 1e-6
+_LEISURE = 0.1
 _AHEAD = 2  # jobs, the running one included
 _NEVER = _UNKNOWN = float("inf")
 
@@ -41,9 +42,11 @@ class Dispatcher:
         self.mean_s = _UNKNOWN
 
     @property
-    def keeps_ahead(self) -> bool:
-        """Whether most workers that run a job have the next one."""
-        return 2 * len(self._ahead) > self._policy.num_workers
+    def leisure_s(self) -> float:
+        """How long results may lie unread, which nobody waits for where workers have their next jobs and none must die."""
+        if not self._book.queued or self._roster.doomed or 2 * len(self._ahead) <= self._policy.num_workers:
+            return 0.0
+        return _LEISURE * self.mean_s
 
     def finished(self, duration_s: float) -> None:
         """Remember how long a job took.
@@ -131,6 +134,25 @@ class Dispatcher:
         An instant that is past asks for a look at the stamp at once, since the begin may be later
         than `since`. After that look, at `looked_at`, the same waits begin anew from there.
         """
+        due = self._due_at(worker, looked_at)
+        if due < _NEVER:
+            self._timers.arm(worker, due)
+
+    def first_timer_at(self) -> float | None:
+        """The earliest timer of a worker. One whose job is over is set for the job that runs now, on the way."""
+        timers, workers = self._timers, self._roster.workers
+        while (at := timers.first(workers)) is not None:
+            worker = workers[timers.first_id]
+            if worker.state is not _BUSY:
+                break
+            due = self._due_at(worker)
+            if due <= at:
+                break
+            timers.postpone(worker, due)
+        return at
+
+    def _due_at(self, worker: WorkerRecord, looked_at: float = -_NEVER) -> float:
+        """When the worker must be looked at; infinity for never."""
         job, since = worker.inbox[0], worker.since
         due = _NEVER
         if worker.unheard_since is not None:
@@ -141,5 +163,4 @@ class Dispatcher:
         if len(worker.inbox) > 1:
             at = since + worker.patience_s
             due = min(due, at if at > looked_at else looked_at + worker.patience_s)
-        if due < _NEVER:
-            self._timers.arm(worker, due)
+        return due

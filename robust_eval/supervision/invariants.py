@@ -94,6 +94,8 @@ def _workers(supervisor: Supervisor) -> Iterator[str]:
     spares = {i: w for i, w in roster.workers.items() if w.state in _SLOTLESS}
     if roster.idle != idle or roster.spares != spares:
         yield "idle and spares are exact"
+    if roster.doomed != {i for i, w in roster.workers.items() if w.doom is not None}:
+        yield "the doomed are exact"
 
 
 def _belongings(worker: WorkerRecord, name: str) -> Iterator[str]:

@@ -30,6 +30,7 @@ class Killer:
             self._kill(worker, "doomed", now)
             return
         worker.doom = doom
+        self._roster.doomed.add(worker.worker_id)
         self._roster.withdraw(worker)
         if worker.inbox:
             self._actions.append(TakeBack(worker.worker_id))
@@ -45,6 +46,7 @@ class Killer:
     def pardon(self, worker: WorkerRecord) -> None:
         """Let the worker live on: its job stopped within the grace, or had never begun."""
         worker.doom = worker.deadline = None
+        self._roster.doomed.discard(worker.worker_id)
         worker.move("stopped")
 
     def let_leave(self, worker: WorkerRecord, now: float) -> None:

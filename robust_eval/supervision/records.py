@@ -1,13 +1,16 @@
 """What the core remembers of each job and worker, and the heap of their timers."""
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, NamedTuple
 
 from robust_eval.supervision.transitions import JobState, WorkerState, next_job_state, next_worker_state
 
 if TYPE_CHECKING:
     from robust_eval.supervision.actions import Outcome, SettleJob
+
+
+_NEVER = float("inf")
 
 
 class Doom(NamedTuple):
@@ -132,11 +135,22 @@ class Timers:
             heappop(heap)
         return None
 
-    def pop_due(self, workers: dict[int, WorkerRecord], now: float) -> list[int]:
-        """Disarm the timers that have come and return the ids of their workers."""
-        due = []
-        while (at := self.first(workers)) is not None and at <= now:
-            _, worker_id = heappop(self._heap)
-            workers[worker_id].timer_at = None
-            due.append(worker_id)
-        return due
+    @property
+    def first_id(self) -> int:
+        """The worker whose timer is the earliest. Call only right after `first`, which has found one."""
+        return self._heap[0][1]
+
+    def postpone(self, worker: WorkerRecord, at: float) -> None:
+        """Set the earliest timer, which is this worker's, to a later instant; infinity for never."""
+        if at == _NEVER:
+            heappop(self._heap)
+            worker.timer_at = None
+        else:
+            heapreplace(self._heap, (at, worker.worker_id))
+            worker.timer_at = at
+
+    def pop(self, workers: dict[int, WorkerRecord]) -> int:
+        """Disarm the earliest timer, which `first` has found, and return the id of its worker."""
+        _, worker_id = heappop(self._heap)
+        workers[worker_id].timer_at = None
+        return worker_id

@@ -48,6 +48,7 @@ class Roster:
         self.workers: dict[int, WorkerRecord] = {}
         self.idle: dict[int, WorkerRecord] = {}
         self.spares: dict[int, WorkerRecord] = {}
+        self.doomed: set[int] = set()
         self.free_slots = list(range(policy.num_workers - 1, -1, -1))
         self.template_up = False
         self.template_proved = False
@@ -134,6 +135,7 @@ class Roster:
         self.withdraw(worker)
         worker.move("exited")
         del self.workers[worker.worker_id]
+        self.doomed.discard(worker.worker_id)
         if worker.slot is not None:
             self.free_slots.append(worker.slot)
 

@@ -93,7 +93,8 @@ class Supervisor:
         """
         self._looked_at = now
         workers = self.roster.workers
-        self._due += self.timers.pop_due(workers, now)
+        while (at := self.dispatcher.first_timer_at()) is not None and at <= now:
+            self._due.append(self.timers.pop(workers))
         due = self._due
         if self.budget_at is not None and now >= self.budget_at:
             due = due + [i for i, worker in workers.items() if worker.state is _BUSY]
@@ -101,13 +102,8 @@ class Supervisor:
 
     def next_deadline(self) -> float | None:
         """The instant at which `due_workers` and `handle` must be called at the latest, or None."""
-        instants = (self.timers.first(self.roster.workers), self.budget_at, self.roster.next_start_at())
+        instants = (self.dispatcher.first_timer_at(), self.budget_at, self.roster.next_start_at())
         return min((at for at in instants if at is not None), default=None)
-
-    @property
-    def at_ease(self) -> bool:
-        """Whether the workers have their next jobs, so that what they did may be told a moment later."""
-        return self.book.queued > 0 and self.dispatcher.keeps_ahead
 
     # -- jobs
 
