@@ -238,11 +238,7 @@ class Worker:
         if self._outbox.is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
-        left = False
-        if not more or spent_s > _FORK_S or self._calls is None or self._calls.made:
-            remove_temporary_directory(self._kept_directory)
-            living = children()
-            left = bool(living) and bool(living - self._helpers)
+        left = (not more or self._may_have_forked(spent_s)) and self._left_something()
         ended_at = monotonic()
         if ended_at - begun_at > _MEASURED_S:
             self._peak_bytes = _peak_bytes()
@@ -262,6 +258,16 @@ class Worker:
         if was_long:
             self._reset_peak()
         return True
+
+    def _may_have_forked(self, spent_s: float) -> bool:
+        """Whether a job that took so long can have made a process."""
+        return spent_s > _FORK_S or self._calls is None or self._calls.made
+
+    def _left_something(self) -> bool:
+        """Whether a process of the job lives; a directory of its own is removed."""
+        remove_temporary_directory(self._kept_directory)
+        living = children()
+        return bool(living) and bool(living - self._helpers)
 
     def _end_in_a_child(self) -> None:
         """The user's code forked, and the child came back as well: there is one worker."""

@@ -43,7 +43,7 @@ class Dispatcher:
 
     @property
     def leisure_s(self) -> float:
-        """How long results may lie unread, which nobody waits for where workers have their next jobs and none must die."""
+        """How long results may lie unread: nobody waits for them where workers have their next jobs, and live."""
         if not self._book.queued or self._roster.doomed or 2 * len(self._ahead) <= self._policy.num_workers:
             return 0.0
         return _LEISURE * self.mean_s
