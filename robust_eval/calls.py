@@ -178,7 +178,7 @@ class Calls:
     @property
     def _window(self) -> int:
         """How many calls the pool has at once: those of a worker's inbox, which is one unless they are short."""
-        return int(self._settings.policy["num_workers"]) * Policy().depth(self._mean_s)
+        return int(self._settings.policy["num_workers"]) * Policy().depth(self._mean_s, 0)
 
     def _ensure_pool(self, snapshot: object) -> Pool:
         """The pool, started where there is none, with a template that loads this function, and the thread."""

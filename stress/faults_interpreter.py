@@ -311,6 +311,17 @@ def forbid_all_system_calls(job: RunningJob) -> None:
     os.getppid()
 
 
+def _lost_its_main_thread(job: Job) -> None:
+    assert job.failure is not None
+    assert "main thread" in job.failure.message, job.failure.render()
+
+
+@fault("crash", check=_lost_its_main_thread)
+def end_its_main_thread(job: RunningJob) -> None:
+    threading.Thread(target=hang, daemon=True).start()
+    ctypes.CDLL(None).pthread_exit(None)
+
+
 @fault("crash", "timeout", limits={"job_timeout": 1.0})
 def write_into_its_own_memory(job: RunningJob) -> None:
     with open("/proc/self/mem", "r+b", buffering=0) as memory:  # noqa: PTH123

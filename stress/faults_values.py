@@ -90,7 +90,8 @@ def result_is_a_thread(job: RunningJob) -> Any:
 
 @fault("invalid", local=True)
 def result_is_a_socket(job: RunningJob) -> Any:
-    return contextlib.closing(socket.socket()).__enter__()
+    with socket.socket() as closed:
+        return closed
 
 
 @fault("invalid", local=True)

@@ -5,6 +5,7 @@
 """
 
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def hold_against(
         AssertionError: one does not hold.
     """
     trial = Trial(fault, directory, method, start_method, rounds)
-    with marked_environment(), patient_dumps(), temporary_directory(directory / "tmp") as temporary:
+    with marked_environment(), patient_dumps(), temporary_directory() as temporary:
         leftovers = Leftovers(directory / "diary.pids")
         trial.run()
         left = [*leftovers.found(), *(f"temporary file {path.name}" for path in temporary.iterdir())]
@@ -167,15 +168,18 @@ def patient_dumps() -> Iterator[None]:
 
 
 @contextmanager
-def temporary_directory(path: Path) -> Iterator[Path]:
-    """Within the block, this process and those it starts make their temporary files there."""
-    path.mkdir()
-    before, tempfile.tempdir = os.environ.get("TMPDIR"), None
-    os.environ["TMPDIR"] = str(path)
+def temporary_directory() -> Iterator[Path]:
+    """Within the block, this process and those it starts make their temporary files there.
+
+    Not below the directory of the test: the sockets of `multiprocessing` want a short path.
+    """
+    before, path = os.environ.get("TMPDIR"), tempfile.mkdtemp()
+    os.environ["TMPDIR"], tempfile.tempdir = path, None
     try:
-        yield path
+        yield Path(path)
     finally:
         tempfile.tempdir = None
+        shutil.rmtree(path, ignore_errors=True)
         if before is None:
             del os.environ["TMPDIR"]
         else:

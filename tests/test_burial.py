@@ -217,6 +217,22 @@ def test_a_tracker_that_does_not_end_is_killed():
     assert in_child(test) == [(10, status(10))]
 
 
+def test_a_tracker_that_had_no_core_gets_more_time():
+    """On a machine so busy that it is still about to begin; but not for ever."""
+
+    def test() -> tuple[list[tuple[int, int]], bool]:
+        house = House()
+        burial._TRACKER_S, burial._STARVED_TRACKER_S = 0.01, 0.5
+        named = "while True: pass  # from multiprocessing.resource_tracker import main"
+        begun_at = monotonic()
+        house.fork(10, lambda: subprocess.Popen([sys.executable, "-S", "-c", named]))
+        house.bury_until(1)
+        assert house.is_empty()
+        return house.gone, monotonic() - begun_at >= 0.5
+
+    assert in_child(test) == ([(10, status(10))], True)
+
+
 def test_an_orphan_that_does_not_die_holds_up_its_own_worker_alone():
     """It belongs to the death that brought it; later deaths are reported meanwhile."""
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -14,6 +15,7 @@ from waiting import wait_until
 
 from robust_eval.processes import meter as meter_module
 from robust_eval.processes.meter import Meter, Tree
+from robust_eval.processes.system import LINUX
 
 MIB = 2**20
 TAKE = """
@@ -290,3 +292,27 @@ def test_a_tree_that_hides_its_memory_is_taken_at_its_upper_bound():
         return taken > MIB
 
     assert in_child(test)
+
+
+@pytest.mark.skipif(not LINUX, reason="macOS shows no threads of others")
+def test_a_process_without_its_main_thread_is_told_from_one_that_exits():
+    """The kernel shows both as zombies. Only the one that other threads keep is it for longer than a moment."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        threading.Thread(target=os.read, args=(reading, 1), daemon=True).start()
+        ctypes.CDLL(None).pthread_exit(None)
+    meter = Meter()
+    meter.add(1, pid)
+    meter.add(2, os.getpid())
+    wait_until(lambda: meter.is_headless(1, 0.0) or meter.is_headless(1, 1.0))
+    assert not meter.is_headless(2, 9.0)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    assert not meter.is_headless(1, 9.0)
+    os.waitpid(pid, 0)
+    assert not meter.is_headless(1, 9.0)
+    for worker_id in (1, 2):
+        meter.remove(worker_id)
+    os.close(reading)
+    os.close(writing)

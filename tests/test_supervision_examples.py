@@ -22,7 +22,7 @@ from stress.virtual import World, calm
 
 def a_world(**policy: Any) -> World:
     """One worker, no spare, limits in round seconds, unless asked otherwise."""
-    constants = {"num_workers": 1, "spares": 0, "dump_s": 1.0, "kill_timeout_s": 4.0, "leave_s": 1.0}
+    constants = {"num_workers": 1, "spares": 0, "max_depth": 1, "dump_s": 1.0, "kill_timeout_s": 4.0, "leave_s": 1.0}
     return World(Policy(**{**constants, **policy}))
 
 
@@ -52,6 +52,15 @@ def deep(count: int = 4, **policy: Any) -> World:
     """A world whose short jobs lie four deep in an inbox; job 0 is begun."""
     world = serving(max_depth=4, hold_up_s=0.5, **policy)
     world.core.dispatcher.mean_s = 0.0
+    world.submit(*jobs(count))
+    world.begins_job(0)
+    return world
+
+
+def ahead(count: int, **policy: Any) -> World:
+    """A world whose jobs are known to take a tenth of a second; job 0 is begun."""
+    world = serving(**{"hold_up_s": 0.005, "depth_target_s": 0.002, "max_depth": 9, **policy})
+    world.core.dispatcher.mean_s = 0.1
     world.submit(*jobs(count))
     world.begins_job(0)
     return world
@@ -629,12 +638,51 @@ class TestInbox:
 
     def test_long_jobs_are_sent_one_by_one(self):
         """By default nobody waits behind a job of unknown length."""
-        world = running(3)
+        world = running(3, max_depth=9)
         assert len(world.processes[0].holds()) == 1
-        assert Policy(depth_target_s=0.002).depth(0.0001) == 20
-        assert Policy(depth_target_s=0.002).depth(1.0) == 1
-        assert Policy(max_depth=8).depth(0.0) == Policy(max_depth=8).depth(-1.0) == 8
-        assert Policy(max_depth=8).depth(5e-324) == 8
+        assert Policy(depth_target_s=0.002).depth(0.0001, 9) == 20
+        assert Policy(depth_target_s=0.002).depth(1.0, 9) == 1
+        assert Policy(max_depth=8).depth(0.0, 9) == Policy(max_depth=8).depth(-1.0, 9) == 8
+        assert Policy(max_depth=8).depth(5e-324, 9) == 8
+
+    def test_the_next_job_lies_behind_one_of_known_length(self):
+        """While many wait: a worker need not wait for the supervisor between two jobs of a tenth of a second."""
+        world = ahead(4)
+        assert [job_id for job_id, _ in world.processes[0].holds()] == [0, 1]
+        for sent in ([do.SendJob(0, 2, 1)], []):  # the last one is better not bound to this worker
+            world.ends(0)
+            world.begins_job(0)
+            world.results(0)
+            assert last(world, do.SendJob) == sent
+
+    @pytest.mark.parametrize("policy", [{"ahead_s": 0.05}, {"max_depth": 1}, {"max_tasks_per_child": 1}])
+    def test_nothing_lies_behind_a_job_where_it_must_not(self, policy: dict[str, Any]):
+        """Jobs that take long, and policies that want one at a time."""
+        world = ahead(9, **policy)
+        assert len(world.processes[0].holds()) == 1
+
+    def test_what_lies_ahead_waits_as_long_as_jobs_take(self):
+        """A job may take twice the mean before what lies behind it is taken back; it then counts as a long one."""
+        world = ahead(4)
+        assert world.core.next_deadline() == pytest.approx(0.2)
+        world.tick()
+        assert last(world, do.TakeBack) == [do.TakeBack(0)]
+        assert world.core.dispatcher.mean_s > 0.1
+
+    def test_an_idle_worker_gets_what_lies_behind_another_job(self):
+        """At the end of a search nobody is idle beside a job that waits; what was begun meanwhile stays where it is."""
+        world = ahead(6, num_workers=2)
+        world.begins_job(1)
+        while 1 not in world.core.roster.idle:
+            world.ends(1)
+            if world.processes[1].holds():
+                world.begins_job(1)
+            world.results(1)
+            if world.processes[1].running is None and world.processes[1].holds():
+                world.begins_job(1)
+        assert last(world, do.TakeBack) == [do.TakeBack(0)]
+        world.returns(0)
+        assert [action.worker_id for action in last(world, do.SendJob)] == [1]
 
     def test_no_more_jobs_than_a_worker_may_run(self):
         """`max_tasks_per_child` bounds what is sent; then the worker leaves and is replaced."""

@@ -141,10 +141,10 @@ def test_orphans_are_adopted():
 
 
 def test_ignored_and_masked_signals_are_forgotten():
-    """Whatever the driver did to its signals; Python's own two stay ignored."""
+    """Whatever the driver did to its signals; Python's own two stay ignored, and an interrupt is an exception."""
 
     def forget() -> list[object]:
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         system.forget_signals()
@@ -152,9 +152,10 @@ def test_ignored_and_masked_signals_are_forgotten():
             signal.pthread_sigmask(signal.SIG_BLOCK, ()),
             *map(signal.getsignal, (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1)),
             signal.getsignal(signal.SIGPIPE),
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler,
         ]
 
-    assert in_child(forget) == [set(), *[signal.SIG_DFL] * 3, signal.SIG_IGN]
+    assert in_child(forget) == [set(), *[signal.SIG_DFL] * 3, signal.SIG_IGN, True]
 
 
 def test_workers_are_the_first_choice_of_the_oom_killer():

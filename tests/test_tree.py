@@ -139,6 +139,7 @@ def test_what_is_below_is_killed_but_for_the_tracker():
         assert tree.kill_below(helper.pid)
         wait_until(lambda: status_of(child) == psutil.STATUS_ZOMBIE)
         assert tree.is_there(tracker)
+        assert not tree.wants_to_run(NOBODY)
         assert not tree.is_there(child)
         os.kill(helper.pid, signal.SIGKILL)
         helper.wait()

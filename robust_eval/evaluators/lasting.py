@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from robust_eval.storage.durable import Kept
 
 _TIMESTAMP = "timestamp"
+_PORTION = 512  # jobs; some milliseconds of pickling
 
 
 class Resumed(NamedTuple):
@@ -194,15 +195,22 @@ class Lasting:
         return "lost" if kept.attempts >= self._max_attempts else "again"
 
     def _announce(self, jobs: list[Job], per_job: Mapping[str, Any]) -> None:
-        """Send jobs, which have their ids, on their way."""
+        """Send jobs, which have their ids, on their way.
+
+        In portions, so that the first ones run while others are pickled; limits that are given for these jobs are
+        looked at before any of them is sent.
+        """
         now = time.monotonic() - self._created_at
-        for job in jobs:
-            job.status, job.submitted_at = JobStatus.RUNNING, now
-            self._notifier.notify(self._callbacks, "on_launch", job)
-        self._dispatch(jobs, per_job)
-        # Counted once they are on their way: nobody waits for jobs that a backend did not take.
-        self.jobs += jobs
-        self.num_jobs_submitted += len(jobs)
+        size = _PORTION if not per_job else max(1, len(jobs))
+        for first in range(0, len(jobs), size):
+            portion = jobs[first : first + size]
+            for job in portion:
+                job.status, job.submitted_at = JobStatus.RUNNING, now
+                self._notifier.notify(self._callbacks, "on_launch", job)
+            self._dispatch(portion, per_job)
+            # Counted once they are on their way: nobody waits for jobs that a backend did not take.
+            self.jobs += portion
+            self.num_jobs_submitted += len(portion)
 
     def _deliver(self, jobs: list[Job]) -> None:
         """Have gather find jobs whose outcomes the storage has."""

@@ -153,7 +153,7 @@ def failure_of(failed: Failed, policy: Mapping[str, Any]) -> Failure:
         output_tail=info.get("output_tail", ""),
         unkilled_pids=tuple(info["unkilled_pids"]),
         late_result=_late(failed.late),
-        lost=info["cause"] if kind == "lost" else None,
+        lost=(info["cause"] or "worker") if kind == "lost" else None,
         value_repr=blamed.get("value_repr"),
     )
 
@@ -254,6 +254,8 @@ def _size(value: float) -> str:
 def _about_crash(info: Mapping[str, Any], detail: str) -> str:
     if info["cause"] == "protocol":
         return f"the worker's channel carried something that is not of the protocol: {detail}"
+    if info["cause"] == "headless":
+        return "the main thread of the worker process ended while the job ran, and other threads of it went on"
     if info.get("channel_lost"):
         return "the job closed or replaced the descriptors of its worker's channel, so no result could be sent"
     if info.get("signal"):

@@ -1,7 +1,8 @@
 """Reaping workers and everything that they left behind (rule 6), from the template, which is the parent of both.
 
 A worker counts as gone when it is reaped and every orphan that came to the template with its death is gone too.
-Orphans are killed as they appear; the resource tracker of `multiprocessing` gets half a second to unlink its segments.
+Orphans are killed as they appear; the resource tracker of `multiprocessing` gets half a second to unlink its segments,
+and on a machine so busy that it has not come to that, as long as it runs, up to five.
 Orphans that do not die belong to the worker whose death brought them, and delay no other worker.
 
 A process that traces a worker is told of its end before its parent is, which cannot reap it until the tracer has or is
@@ -16,7 +17,7 @@ from time import monotonic, sleep
 
 from robust_eval.processes import tree
 
-_TRACKER_S = 0.5
+_TRACKER_S, _STARVED_TRACKER_S = 0.5, 5.0
 _LAST_RITES_S = 1.0
 _LAST_RITES_STEP_S = 0.002
 _HELD_STEP_S = 0.01
@@ -25,12 +26,13 @@ _HELD_STEP_S = 0.01
 class _Death:
     """A reaped worker and the orphans that it left. A dataclass would cost each template 10 ms of imports."""
 
-    __slots__ = ("orphans", "status", "worker_id")
+    __slots__ = ("orphans", "patient_until", "status", "worker_id")
 
     def __init__(self, worker_id: int, status: int) -> None:
         self.worker_id = worker_id
         self.status = status
         self.orphans: dict[int, float] = {}
+        self.patient_until = 0.0
 
 
 class Undertaker:
@@ -131,11 +133,15 @@ class Undertaker:
         fresh = present - known
         for pid in fresh:
             death = self._deaths[-1]
-            death.orphans[pid] = now + _TRACKER_S if tree.is_tracker(pid) else now
+            death.orphans[pid] = now
+            if tree.is_tracker(pid):
+                death.orphans[pid], death.patient_until = now + _TRACKER_S, now + _STARVED_TRACKER_S
             self._watched.setdefault(pid, self._watch(pid))
         for death in self._deaths:
             for pid, at in death.orphans.items():
-                if at <= now:
+                if 0.0 < at <= now < death.patient_until and tree.is_tracker(pid) and tree.wants_to_run(pid):
+                    death.orphans[pid] = now + _TRACKER_S
+                elif at <= now:
                     tree.kill_below(pid)
                     tree.signal_all([pid], signal.SIGKILL)
                     death.orphans[pid] = float("-inf")

@@ -59,7 +59,14 @@ class Crew:
         self._dumped: set[int] = set()
         self._gone: list[Callable[[], None]] = []
         self.meter = Meter()
-        self._hearing = Hearing(self.events, self.notices, self.meter, record, self._selector_forget)
+        self._hearing = Hearing(
+            self.events,
+            self.notices,
+            self.meter,
+            record=record,
+            forget=self._selector_forget,
+            watch_memory=self.watch_memory,
+        )
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._oom_kills = system.oom_kills()
 
@@ -196,7 +203,9 @@ class Crew:
 
     def _read_stamp(self, port: Port) -> None:
         stamp = port.stamp()
-        if stamp is not None:
+        if port.reports.are_overwritten:
+            self._hearing.miss(port)
+        elif stamp is not None:
             job_id, at = stamp
             now = monotonic()
             self.events.append(ev.JobBegun(port.worker_id, job_id, at if 0.0 < at <= now else now))
@@ -213,6 +222,9 @@ class Crew:
                 continue
             if self._has_finished(port):
                 self.watch_memory(worker_id, job_id, now)
+                continue
+            if self.meter.is_headless(worker_id, now):
+                self.events.append(ev.ChannelBroken(worker_id, cause="headless"))
                 continue
             over = self.meter.look(worker_id, now)
             if over is not None and self._has_finished(port):

@@ -10,7 +10,7 @@ from typing import Any
 
 from robust_eval.processes import wire
 from robust_eval.processes.meter import Meter
-from robust_eval.processes.parcel import view
+from robust_eval.processes.parcel import pack_plain, view
 from robust_eval.processes.port import Finished, Port
 from robust_eval.supervision import events as ev
 
@@ -27,6 +27,7 @@ class Hearing:
         meter: knows the peaks.
         record: called with a job's id and an intermediate value, opaque bytes.
         forget: called with a descriptor that has nothing more to say.
+        watch_memory: called with a worker and the job that it has begun now, or is about to, and the instant.
     """
 
     def __init__(
@@ -34,14 +35,17 @@ class Hearing:
         events: list[ev.Event],
         notices: list[tuple[str, dict[str, Any]]],
         meter: Meter,
+        *,
         record: Callable[[int, bytes], None],
         forget: Callable[[int], None],
+        watch_memory: Callable[[int, int, float], None],
     ) -> None:
         self._events = events
         self._notices = notices
         self._meter = meter
         self._record = record
         self._forget = forget
+        self._watch_memory = watch_memory
 
     def drain(self, port: Port) -> None:
         """Read a worker's channel dry, and what it has finished and not sent."""
@@ -74,6 +78,18 @@ class Hearing:
             self._events.append(ev.ChannelBroken(port.worker_id, str(error)))
         return False
 
+    def miss(self, port: Port) -> None:
+        """Charge the job that wrote over the page: it runs. The results of those before it lay there, and are gone."""
+        now, claimed = monotonic(), port.claimed()
+        words = pack_plain({"message": "the job after it in the same worker wrote over its result"})
+        for job_id in claimed[:-1]:
+            port.heard(job_id)
+            missed = Finished(words, "", 0)
+            self._events.append(
+                ev.ResultReceived(port.worker_id, job_id, now, now, "lost", missed, leftovers=False, leaving=False)
+            )
+        self._events += [ev.JobBegun(port.worker_id, job_id, now) for job_id in claimed[-1:]]
+
     def _on_report(self, port: Port, report: wire.Report) -> None:
         if report.kind == wire.RESULT:
             self._on_result(port, report)
@@ -93,9 +109,11 @@ class Hearing:
         if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
             msg = f"the worker reported a job from {begun_at} to {ended_at}"
             raise wire.ProtocolError(msg)
-        port.heard(report.job_id)
         tail = port.output.take(report.job_id) if flags & wire.PRINTED else ""
         peak_bytes = max(report.peak_bytes, self._meter.peak_bytes(port.worker_id))
+        following = port.heard(report.job_id)
+        if following is not None:
+            self._watch_memory(port.worker_id, following, ended_at)
         self._events.append(
             ev.ResultReceived(
                 port.worker_id,

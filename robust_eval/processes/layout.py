@@ -14,6 +14,7 @@ INSTANT = struct.Struct("d")
 BEGUN_AT, STOP_AT, LOST_AT, READ_AT, READING_AT = 8, 16, 24, 32, 40
 SENT_AT, HEARD_AT, HEARING_AT = 48, 56, 64
 HELD_FIRST_AT, HELD_BYTES_AT = 72, 80
+CANARY_AT, CANARY = 4088, b"[intact]"  # just before what is held: who writes over that writes over this
 HELD_AT = 4096
 HELD_BYTES = 1 << 15
 STAMP_BYTES = HELD_AT + HELD_BYTES

@@ -20,6 +20,7 @@ _FILL_BYTES_PER_S = 6 * 2**30
 _LEAST_TOLERANCE_BYTES = 64 * 2**20
 _SHORTEST_S, _LONGEST_S = 0.001, 0.5
 _PACE = 10
+_HEADLESS_S = 0.5
 _EXACT = (b"Pss_Anon", b"Pss_Shmem", b"SwapPss")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,14 +38,25 @@ class Tree:
 
     def resident_bytes(self) -> int:
         """The sum of resident sizes."""
-        below = tree.descendants(self.pid)
+        return self.own_bytes() + sum(map(_resident_bytes, tree.descendants(self.pid)))
+
+    def own_bytes(self) -> int:
+        """The resident size of the worker itself; 0 where its main thread has ended."""
         if self._statm < 0:
-            return _resident_bytes(self.pid) + sum(map(_resident_bytes, below))
+            return _resident_bytes(self.pid)
         try:
-            total = int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES
+            return int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES
         except (OSError, IndexError):
-            total = 0
-        return total + sum(map(_resident_bytes, below))
+            return 0
+
+    def is_headless(self) -> bool:
+        """Whether the main thread has ended and others go on: such a process never exits by itself."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                ended = file.read().rpartition(b")")[2].split()[0] == b"Z"
+            return ended and len(os.listdir(f"/proc/{self.pid}/task")) > 1
+        except OSError:
+            return False
 
     def exact_bytes(self) -> int:
         """The sum of proportional sizes and swap without mapped files, with the tree stopped by the caller."""
@@ -99,12 +111,13 @@ def _resident_by_psutil(pid: int) -> int:
 class _Watch:
     """One tree with a job in it."""
 
-    __slots__ = ("due_at", "limit", "peak", "shared", "stale_at", "tree", "used")
+    __slots__ = ("due_at", "headless_since", "limit", "peak", "shared", "stale_at", "tree", "used")
 
     def __init__(self, watched: Tree) -> None:
         self.tree = watched
         self.limit: int | None = None
         self.due_at: float | None = None
+        self.headless_since: float | None = None
         self.peak = 0
         self.shared = 0
         self.stale_at = 0.0
@@ -196,6 +209,16 @@ class Meter:
         watch.peak = max(watch.peak, used)
         self._arm(worker_id, watch, now + _interval_s(watch.limit, used))
         return None
+
+    def is_headless(self, worker_id: int, now: float) -> bool:
+        """Whether the worker has been without its main thread for a while; one that exits is so for a moment."""
+        watch = self._watches[worker_id]
+        if watch.tree.own_bytes() or not watch.tree.is_headless():
+            watch.headless_since = None
+            return False
+        if watch.headless_since is None:
+            watch.headless_since = now
+        return now - watch.headless_since >= _HEADLESS_S
 
     def resume(self, worker_id: int, now: float) -> None:
         """Let a tree that `look` has stopped go on."""

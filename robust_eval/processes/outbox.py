@@ -14,12 +14,15 @@ from typing import NoReturn
 
 from robust_eval.processes import wire
 from robust_eval.processes.layout import (
+    CANARY,
+    CANARY_AT,
     HEARD_AT,
     HEARING_AT,
     HELD_AT,
     HELD_BYTES,
     HELD_BYTES_AT,
     HELD_FIRST_AT,
+    NUMBER,
     SENT_AT,
 )
 from robust_eval.processes.parcel import Memory, Parcel, discard
@@ -28,6 +31,8 @@ _HOLD_S = 0.002
 _MOST_LOOKS = 1000  # at an instant in which the supervisor does not just read
 # Where in the page of numbers
 _SENT, _HELD_FIRST, _HELD_BYTES = SENT_AT // 8, HELD_FIRST_AT // 8, HELD_BYTES_AT // 8
+_CANARY = CANARY_AT // 8
+(_INTACT,) = NUMBER.unpack(CANARY)
 
 
 class Written:
@@ -156,11 +161,15 @@ class Outbox:
             self._give_up()
 
     def is_written_by_others(self) -> bool:
-        """Whether there is more in the stream than was sent, or it is closed: the job is to blame for that.
+        """Whether there is more in the stream than was sent, or it is closed, or the page is not what it was.
+
+        The job is to blame for that.
 
         The supervisor would find out as well, but only once further jobs of the inbox had run, whose reports it
         could no longer tell from the rubbish; and a result that is held needs no stream.
         """
+        if self._numbers[_CANARY] != _INTACT:
+            return True
         sent = self._numbers[_SENT]
         for _ in range(_MOST_LOOKS):
             written = self._written.count()

@@ -139,10 +139,20 @@ class Port:
         except OSError:
             return 0
 
-    def heard(self, job_id: int) -> None:
-        """The worker has reported this job."""
-        if self._sent and self._sent[0] == job_id:
-            self._sent.popleft()
+    def heard(self, job_id: int) -> int | None:
+        """The worker has reported this job. Returns the one that lies behind it."""
+        sent = self._sent
+        if sent and sent[0] == job_id:
+            sent.popleft()
+        return sent[0] if sent else None
+
+    def claimed(self) -> list[int]:
+        """The jobs that the worker has claimed and not reported: it runs the last of them."""
+        try:
+            claims = self._claims.recv(_MOST_CLAIMS, _DONT_WAIT | socket.MSG_PEEK)
+        except OSError:
+            claims = b""
+        return list(self._sent)[: len(self._sent) - claims.count(wire.CLAIMS[self._turn])]
 
     def take_back(self) -> list[int]:
         """The jobs that the worker has not begun, which it now cannot begin any more.

@@ -92,7 +92,7 @@ class Shell:
             self._turn()
             if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
                 break
-            for key, _ in self._patience.select(self._wait_s()):
+            for key, _ in self._patience.select(self._wait_s(), at_ease=self._core.at_ease):
                 key.data()
             if self._driver.blocked:
                 self._driver.drain()

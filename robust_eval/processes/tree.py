@@ -70,6 +70,16 @@ def is_tracker(pid: int) -> bool:
         return False
 
 
+def wants_to_run(pid: int) -> bool:
+    """Whether the process has something to do and waits for a core or a disk."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
+    except psutil.Error:
+        return False
+
+
 def is_there(pid: int) -> bool:
     """Whether the process exists and is not a zombie."""
     import psutil

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from robust_eval.errors import RobustEvalError
 from robust_eval.processes.layout import (
+    CANARY,
+    CANARY_AT,
     HEARD_AT,
     HEARING_AT,
     HELD_AT,
@@ -285,6 +287,7 @@ class Reports:
     def __init__(self, sock: socket.socket, stamps: mmap) -> None:
         self._sock = sock
         self._stamps = stamps
+        stamps[CANARY_AT : CANARY_AT + len(CANARY)] = CANARY
         self._heard_bytes = 0
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
@@ -328,11 +331,17 @@ class Reports:
         finally:
             del buffer[:position]
 
+    @property
+    def are_overwritten(self) -> bool:
+        """Whether a job wrote over the page, so that nothing in it means anything."""
+        return self._stamps[CANARY_AT : CANARY_AT + len(CANARY)] != CANARY
+
     def held(self) -> list[Report] | None:
         """The results that the worker has written down and not sent, in so far as they are new. Read the channel first.
 
         Returns:
-            None where the worker was just sending them: then they are in the channel.
+            None where the worker was just sending them: then they are in the channel. Nothing of a page that a job
+            wrote over.
 
         Raises:
             ProtocolError: something in between is not a result.
@@ -340,7 +349,7 @@ class Reports:
         stamps = self._stamps
         (first,) = NUMBER.unpack_from(stamps, HELD_FIRST_AT)
         (size,) = NUMBER.unpack_from(stamps, HELD_BYTES_AT)
-        if not size:
+        if not size or self.are_overwritten:
             return []
         content = bytearray(stamps[HELD_AT : HELD_AT + min(size, HELD_BYTES)])
         if NUMBER.unpack_from(stamps, HELD_FIRST_AT)[0] != first or first > self._taken_count:

@@ -57,6 +57,7 @@ from robust_eval.processes.residue import Garbage, remove_temporary_directory, t
 from robust_eval.processes.streams import Streams
 
 _MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
+_FORK_S = 0.00003  # no interpreter makes a process in less; any other is found with the last job of a message
 # Where in the page of numbers and instants
 _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
 _HIGH_FD = 960
@@ -123,7 +124,7 @@ class Worker:
         os.close(ledger)
         self._load = load
         self._calls = calls
-        self._pid = os.getpid()
+        self._birthmark = system.Birthmark()
         self._job_id = 0
         self._in_user_code = False
         self._marker = b""
@@ -231,14 +232,17 @@ class Worker:
         # In a context of its own: `decimal` and numpy keep there how they calculate.
         failure, parcel = copy_context().run(self._call, packet, runner)
         self._end_in_a_child()
+        spent_s = monotonic() - begun_at
         if self._baseline is not None:
-            self._garbage.collect(monotonic() - begun_at, monotonic)
-        remove_temporary_directory(self._kept_directory)
+            self._garbage.collect(spent_s, monotonic)
         if self._outbox.is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed(job_id) else 0
-        living = children()
-        left = bool(living) and bool(living - self._helpers)
+        left = False
+        if not more or spent_s > _FORK_S or self._calls is None or self._calls.made:
+            remove_temporary_directory(self._kept_directory)
+            living = children()
+            left = bool(living) and bool(living - self._helpers)
         ended_at = monotonic()
         if ended_at - begun_at > _MEASURED_S:
             self._peak_bytes = _peak_bytes()
@@ -261,7 +265,7 @@ class Worker:
 
     def _end_in_a_child(self) -> None:
         """The user's code forked, and the child came back as well: there is one worker."""
-        if os.getpid() != self._pid:
+        if not self._birthmark.is_here:
             os._exit(0)
 
     def _call(self, packet: wire.Packet, runner: Callable[..., Any]) -> tuple[int, Parcel]:

@@ -1,10 +1,11 @@
 """Who runs what next: a job for each idle worker, more for those that finish fast (rule 5).
 
 Several short jobs lie in one inbox so that a worker need not wait for the supervisor between them;
-how many follows from the mean duration. What is held up by a longer job is taken back.
+how many follows from the mean duration. What is held up by a longer job is taken back, and so is
+what lies behind a job while another worker has none.
 """
 
-from robust_eval.supervision.actions import Action, SendJob
+from robust_eval.supervision.actions import Action, SendJob, TakeBack
 from robust_eval.supervision.jobs import JobBook
 from robust_eval.supervision.policy import Policy
 from robust_eval.supervision.records import Timers, WorkerRecord
@@ -14,7 +15,9 @@ from robust_eval.supervision.transitions import WorkerState
 _BUSY = WorkerState.BUSY
 _EWMA = 0.1
 _MOST_TIMES = 4.0
-_NEVER = float("inf")
+_SHORTEST_S = 1e-6
+_AHEAD = 2  # jobs, the running one included
+_NEVER = _UNKNOWN = float("inf")
 
 
 class Dispatcher:
@@ -34,7 +37,13 @@ class Dispatcher:
         self._roster = roster
         self._book = book
         self._refill: dict[int, WorkerRecord] = {}
-        self.mean_s = policy.depth_target_s
+        self._ahead: dict[int, WorkerRecord] = {}
+        self.mean_s = _UNKNOWN
+
+    @property
+    def keeps_ahead(self) -> bool:
+        """Whether most workers that run a job have the next one."""
+        return 2 * len(self._ahead) > self._policy.num_workers
 
     def finished(self, duration_s: float) -> None:
         """Remember how long a job took.
@@ -43,23 +52,31 @@ class Dispatcher:
         then, which says nothing about the next.
         """
         mean_s = self.mean_s
+        if mean_s == _UNKNOWN:
+            self.mean_s = max(duration_s, _SHORTEST_S)
+            return
         self.mean_s = mean_s + _EWMA * (min(duration_s, _MOST_TIMES * mean_s) - mean_s)
 
     def held_up(self, worker: WorkerRecord) -> None:
         """Remember that a job is so long that others must not wait for it: this worker gets no more of them."""
         self._refill.pop(worker.worker_id, None)
-        self.mean_s += _EWMA * (self._policy.hold_up_s - self.mean_s)
+        self._ahead.pop(worker.worker_id, None)
+        self.mean_s += _EWMA * (self._policy.patience_s(self.mean_s) - self.mean_s)
 
     def go_on(self, worker: WorkerRecord) -> None:
         """Let the worker run the next job of its inbox."""
+        self._ahead.pop(worker.worker_id, None)
         self._refill[worker.worker_id] = worker
         self.watch(worker)
+
+    def forget(self, worker: WorkerRecord) -> None:
+        """The worker is gone."""
+        self._ahead.pop(worker.worker_id, None)
 
     def dispatch(self, now: float) -> None:
         """Give every idle worker a job, then fill the inboxes of those that finished short jobs."""
         book, idle = self._book, self._roster.idle
         if book.queued:
-            depth = self._policy.depth(self.mean_s)
             while book.queued and idle:
                 worker = idle.popitem()[1]
                 worker.move("sent")
@@ -69,13 +86,24 @@ class Dispatcher:
                 self._send(worker)
                 self._refill[worker.worker_id] = worker
                 self.watch(worker)
+            depth = self._policy.depth(self.mean_s, book.queued)
             if depth > 1 and book.queued:
                 self._fill(depth)
+        if idle and self._ahead and not book.queued:
+            self._share()
         self._refill.clear()
+
+    def _share(self) -> None:
+        """Take back what lies behind a job, for the workers that have none."""
+        ahead = self._ahead
+        for _ in range(min(len(self._roster.idle), len(ahead))):
+            worker = ahead.pop(next(iter(ahead)))
+            if worker.state is _BUSY and len(worker.inbox) > 1:
+                self._actions.append(TakeBack(worker.worker_id))
 
     def _fill(self, depth: int) -> None:
         """Top up the inboxes that are at most half full."""
-        most_tasks = self._policy.max_tasks_per_child
+        most_tasks, patience_s = self._policy.max_tasks_per_child, self._policy.patience_s(self.mean_s)
         for worker in self._refill.values():
             held = len(worker.inbox)
             if worker.state is not _BUSY or held > depth // 2:
@@ -85,6 +113,9 @@ class Dispatcher:
                 room = min(room, most_tasks - worker.tasks - held)
             for _ in range(room):
                 self._send(worker)
+            worker.patience_s = patience_s
+            if depth == _AHEAD:
+                self._ahead[worker.worker_id] = worker
             self.watch(worker)
 
     def _send(self, worker: WorkerRecord) -> None:
@@ -108,7 +139,7 @@ class Dispatcher:
             at = since + job.timeout_s
             due = min(due, at if at > looked_at else looked_at + job.timeout_s)
         if len(worker.inbox) > 1:
-            at = since + self._policy.hold_up_s
-            due = min(due, at if at > looked_at else looked_at + self._policy.hold_up_s)
+            at = since + worker.patience_s
+            due = min(due, at if at > looked_at else looked_at + worker.patience_s)
         if due < _NEVER:
             self._timers.arm(worker, due)

@@ -124,10 +124,11 @@ class MemoryExceeded:
 
 @dataclass(slots=True)
 class ChannelBroken:
-    """The worker sent something that is not a valid frame."""
+    """Nothing that the worker sends can be relied on any more: it broke the protocol, or lost its main thread."""
 
     worker_id: int
     detail: object = None
+    cause: str = "protocol"
 
 
 @dataclass(slots=True)

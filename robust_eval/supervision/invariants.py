@@ -144,7 +144,7 @@ def _due(supervisor: Supervisor, worker: WorkerRecord) -> float | None:
         at = worker.since + job.timeout_s
         waits.append(at if worker.begun_job_id is not None else max(at, now + job.timeout_s))
     if len(worker.inbox) > 1:
-        waits.append(max(worker.since, now) + policy.hold_up_s)
+        waits.append(max(worker.since, now) + worker.patience_s)
     return min(waits, default=None)
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 _BACKOFF_FIRST_S = 0.01
 _BACKOFF_MOST_S = 5.0
+_LONG_FOR_ITS_KIND = 2.0
+_ROUNDS_LEFT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,10 @@ class Policy:
         leave_s: a worker that leaves by itself is killed after this time.
         max_tasks_per_child: jobs a worker runs before it is replaced; None for no bound.
         max_start_failures: start-ups that fail in a row before the pool is broken.
-        hold_up_s: jobs behind one that has run for so long are taken back.
+        hold_up_s: jobs behind one that has run for so long are taken back, unless such jobs take longer as a rule.
         max_depth: most jobs in one inbox, the running one included.
         depth_target_s: how much work should lie in an inbox.
+        ahead_s: jobs of up to this mean duration have the next one in their inbox while many wait.
     """
 
     num_workers: int = 1
@@ -41,6 +44,7 @@ class Policy:
     hold_up_s: float = 0.005
     max_depth: int = 256
     depth_target_s: float = 0.002
+    ahead_s: float = 0.2
 
     def retries(self, kind: str | None, attempts: int) -> bool:
         """Whether a job that failed with `kind` after `attempts` attempts is tried again."""
@@ -50,8 +54,19 @@ class Policy:
         """How long to wait after so many start-up failures in a row."""
         return min(_BACKOFF_MOST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30))
 
-    def depth(self, mean_s: float) -> int:
-        """How many jobs of the mean duration `mean_s` an inbox should hold."""
+    def depth(self, mean_s: float, queued: int) -> int:
+        """How many jobs of the mean duration `mean_s` an inbox should hold while so many wait.
+
+        A worker with a second one need not wait for the supervisor, which is a part of a short job's time only, and
+        where few jobs are left they are better not bound to a worker.
+        """
         if mean_s * self.max_depth <= self.depth_target_s:
             return self.max_depth
-        return max(1, int(self.depth_target_s / mean_s))
+        depth = max(1, int(self.depth_target_s / mean_s))
+        if depth == 1 and mean_s <= self.ahead_s and queued >= _ROUNDS_LEFT * self.num_workers:
+            return min(2, self.max_depth)
+        return depth
+
+    def patience_s(self, mean_s: float) -> float:
+        """How long a job may hold up those behind it where jobs take `mean_s` in the mean."""
+        return max(self.hold_up_s, _LONG_FOR_ITS_KIND * mean_s)

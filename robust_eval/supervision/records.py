@@ -53,7 +53,8 @@ class WorkerRecord:
     `since` is the earliest instant at which its first job can have begun, or that begin itself once
     its stamp has shown it (`begun_job_id`); `unheard_since` the instant since which it has a job to
     begin and gave no sign of life, None where it has none. `deadline` is the end of the state that
-    it is in, where that state has one. `held` are jobs that are over and settle when it is gone.
+    it is in, where that state has one. `patience_s` is how long its first job may hold up those behind
+    it. `held` are jobs that are over and settle when it is gone.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class WorkerRecord:
         "doom",
         "held",
         "inbox",
+        "patience_s",
         "since",
         "slot",
         "started_at",
@@ -82,6 +84,7 @@ class WorkerRecord:
         self.since = now
         self.started_at = now
         self.deadline: float | None = None
+        self.patience_s = 0.0
         self.tasks = 0
         self.doom: Doom | None = None
         self.held: list[tuple[JobRecord, Outcome]] = []

@@ -104,6 +104,11 @@ class Supervisor:
         instants = (self.timers.first(self.roster.workers), self.budget_at, self.roster.next_start_at())
         return min((at for at in instants if at is not None), default=None)
 
+    @property
+    def at_ease(self) -> bool:
+        """Whether the workers have their next jobs, so that what they did may be told a moment later."""
+        return self.book.queued > 0 and self.dispatcher.keeps_ahead
+
     # -- jobs
 
     def _on_submitted(self, event: ev.JobsSubmitted) -> None:
@@ -258,7 +263,7 @@ class Supervisor:
     def _on_channel_broken(self, event: ev.ChannelBroken) -> None:
         worker = self.roster.workers.get(event.worker_id)
         if worker is not None:
-            self._doom(worker, "crash", "protocol", event.detail)
+            self._doom(worker, "crash", event.cause, event.detail)
 
     def _on_template_exited(self, event: ev.TemplateExited) -> None:
         self.roster.template_failed(self.now)
@@ -272,6 +277,7 @@ class Supervisor:
             return
         known_stubborn = worker.state is _STUBBORN
         self.roster.remove(worker)
+        self.dispatcher.forget(worker)
         self._forget_orders(worker.worker_id)
         if known_stubborn:
             self._weigh_slots()
@@ -369,7 +375,7 @@ class Supervisor:
         elif job.timeout_s is not None and looked_at >= since + job.timeout_s:
             self._doom_for(worker, "timeout", "job_timeout", since + job.timeout_s)
             return
-        if len(worker.inbox) > 1 and looked_at >= since + self.policy.hold_up_s:
+        if len(worker.inbox) > 1 and looked_at >= since + worker.patience_s:
             self.dispatcher.held_up(worker)
             self.actions.append(TakeBack(worker.worker_id))
         self.dispatcher.watch(worker, looked_at)

@@ -7,6 +7,8 @@ from typing import Any
 
 from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
 
+_PORTION = 512  # as the evaluator does it: the first calls run while others are pickled
+
 
 class Runner:
     """What a worker of the bare pool does with an argument."""
@@ -54,6 +56,9 @@ class _Session:
             except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
                 left -= 1
                 yield index, Outcome.failed(error, "unpicklable")
+            if len(submissions) == _PORTION:
+                self._pool.submit(submissions)
+                submissions = []
         self._pool.submit(submissions)
         while left:
             for settled in self._settled.get():
