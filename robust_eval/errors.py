@@ -10,8 +10,14 @@ This module must not import anything heavy: it is loaded in every worker process
 from __future__ import annotations
 
 import reprlib
-from typing import Any, Final, Protocol
+import traceback
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_MOST_IN_GROUPS: Final = 10_000
 _REPORT = "This is a bug in robust_eval: please report it with this message and the traceback."
 
 
@@ -252,3 +258,39 @@ def bounded_repr(value: object, limit: int = 200) -> str:
     except Exception as error:  # noqa: BLE001  the user's code runs here
         text = f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def traceback_of(error: BaseException, trace: TracebackType | None, limit: int | None = None) -> str:
+    """Format an exception as Python does; where groups hold too many others, without those that it holds.
+
+    Groups may share: fifty, of which each holds the one before twice, would be formatted as 2**50 exceptions.
+
+    Args:
+        error: the exception.
+        trace: where its traceback begins.
+        limit: of the frames, as for `traceback.format_exception`.
+
+    Raises:
+        BaseException: whatever the user's class raises when it is asked for its text.
+    """
+    if not _holds_too_many(error):
+        return "".join(traceback.format_exception(type(error), error, trace, limit=limit))
+    head = "Traceback (most recent call last):\n"
+    frames = "".join(traceback.format_tb(trace, limit))
+    what = f"(what it holds, more than {_MOST_IN_GROUPS} exceptions, is left out)"
+    return f"{head}{frames}{type(error).__qualname__}: {error}\n{what}\n"
+
+
+def _holds_too_many(error: BaseException) -> bool:
+    """Whether the groups in an exception, its causes and its contexts hold more than will ever be shown."""
+    count, todo, chained = 0, [error], set[int]()
+    while todo and count <= _MOST_IN_GROUPS:
+        each = todo.pop()
+        before = [other for other in (each.__cause__, each.__context__) if other is not None]
+        todo += [other for other in before if id(other) not in chained]
+        chained.update(map(id, before))
+        if isinstance(each, BaseExceptionGroup):
+            held = list(islice(each.exceptions, _MOST_IN_GROUPS + 1))
+            todo += held
+            count += len(held)
+    return count > _MOST_IN_GROUPS

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import traceback as _traceback
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 
@@ -252,7 +251,7 @@ def _text_of(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(_OWN_FRAMES):
         frames = frames.tb_next
     try:
-        return "".join(_traceback.format_exception(type(error), error, frames))
+        return errors.traceback_of(error, frames)
     except Exception as broken:  # noqa: BLE001  the user's code runs here
         return f"<the traceback could not be formatted: {type(broken).__name__}>"
 

@@ -118,6 +118,7 @@ def _from_scalar(value: Any, output: Any) -> Any:
         return str(value)
     kind = type(value)
     if kind is int:
+        _to_float(value, output)  # else nobody could compare it with others, or print it
         return value
     if kind is not float:
         value = _to_float(value, output)

@@ -33,6 +33,10 @@ _TIMESTAMPS: Final = ("timestamp_submit", "timestamp_gather")
 _IDENTITY: Final = ("job_id", "m:timestamp_submit")
 
 
+# Python writes no longer whole numbers in decimal where it is told to be strict (`sys.set_int_max_str_digits`).
+_MOST_BITS: Final = 2000
+
+
 def csv_value(value: Any) -> Any:
     """Bring a value to what one cell can hold: lists and arrays become the text of plain lists."""
     value = _plain(value)
@@ -42,6 +46,8 @@ def csv_value(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Replace numpy's values by Python's, whose text can be read back."""
     kind = type(value)
+    if kind is int and value.bit_length() > _MOST_BITS:
+        return hex(value)
     if kind in (int, float, str, bool, type(None)):
         return value
     if kind in (list, tuple):
@@ -165,6 +171,8 @@ class ResultsFile:
             rows: what `rows_of` gave, at least one.
         """
         path = path.resolve()
+        # Under the names that will be read back from the file.
+        rows = [{_as_written(column).decode(): value for column, value in row.items()} for row in rows]
         is_known = path in self._known
         columns = self._columns_of(path)
         if columns is not None and not is_known:
@@ -231,12 +239,30 @@ def _text_of_cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _text_at_all(value: Any) -> Any:
+    if isinstance(value, float):
+        return value  # the csv module writes it with all its digits
+    try:
+        return _text_of_cell(value)
+    except Exception:  # noqa: BLE001  the user's code runs here
+        return bounded_repr(value)
+
+
+def _as_written(text: str) -> bytes:
+    """A NUL ends a cell for pandas, and what is no text must not cost the row."""
+    return text.replace("\0", "\\x00").encode("utf-8", errors="backslashreplace")
+
+
 def _encoded(columns: list[str], rows: list[Row]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="")
-    writer.writerows(rows)
-    # A NUL ends a cell for pandas, and what is no text must not cost the row.
-    return text.getvalue().replace("\0", "\\x00").encode("utf-8", errors="backslashreplace")
+    try:
+        writer.writerows(rows)
+    except Exception:  # noqa: BLE001  the user's `__str__`: it must not cost the other rows, nor the other cells
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writerows({column: _text_at_all(value) for column, value in row.items()} for row in rows)
+    return _as_written(text.getvalue())
 
 
 def _widened(rows: list[Row], columns: list[str]) -> list[Row]:

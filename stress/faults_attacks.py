@@ -156,6 +156,27 @@ def trace_its_child(job: RunningJob) -> None:
     hang()
 
 
+@fault("crash", "timeout", limits={"job_timeout": 5.0})
+def be_traced_by_its_daemon_and_die(job: RunningJob) -> None:
+    """Its parent is told of its end after the tracer; and its own child's end, if that comes late, stops it before."""
+    traced, seize = os.getpid(), 0x4206
+    reading, writing = os.pipe()
+
+    def trace(_job: object) -> None:
+        ctypes.CDLL(None).ptrace(seize, traced, None, None)
+        os.write(writing, b"x")
+        hang()
+
+    def daemonize(_job: object) -> None:
+        os.setsid()
+        in_child(job, trace)
+
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    os.waitpid(in_child(job, daemonize), 0)
+    os.read(reading, 1)
+    os._exit(3)
+
+
 @fault()
 def leave_a_program_by_posix_spawn(job: RunningJob) -> float:
     note(job, os.posix_spawn("/bin/sleep", ["sleep", "3600"], os.environ))

@@ -101,6 +101,12 @@ def result_is_no_result(job: RunningJob) -> object:
     return object()
 
 
+@fault("invalid", local=True)
+def objective_is_a_number_too_large(job: RunningJob) -> Any:
+    """In a dict numbers keep their type, and this one could neither be compared nor printed."""
+    return {"objective": 10**10_000}
+
+
 class _HoldsALock(Exception):
     def __init__(self) -> None:
         super().__init__("holds a lock")
@@ -197,6 +203,15 @@ def exception_that_is_its_own_cause(job: RunningJob) -> None:
 def exception_group(job: RunningJob) -> None:
     message = "several"
     raise ExceptionGroup(message, [ValueError(number) for number in range(100)])
+
+
+@fault("exception", check=failed_with(exception_type="ExceptionGroup", traceback="left out"), local=True)
+def exception_groups_that_share(job: RunningJob) -> None:
+    """As many ways lead to the inmost as there are in a tree of fifty levels."""
+    error: Exception = ValueError("inmost")
+    for _ in range(50):
+        error = ExceptionGroup("around", [error, error])
+    raise error
 
 
 @fault("exception", check=failed_with(exception_type="ValueError"), local=True)

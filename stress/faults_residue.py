@@ -245,6 +245,26 @@ def use_a_manager_and_close_it(job: RunningJob) -> float:
     return own_value(job)
 
 
+def _use_joblib() -> None:
+    """As scikit-learn's `n_jobs` does; the workers stay, and large arrays lie in files of /dev/shm."""
+    from joblib import Parallel, delayed
+
+    parts = Parallel(n_jobs=2, max_nbytes=1000)(delayed(np.sum)(np.ones(10_000)) for _ in range(4))
+    assert parts == [10_000.0] * 4
+
+
+@fault(heavy=True)
+def leave_the_workers_of_joblib(job: RunningJob) -> float:
+    _use_joblib()
+    return own_value(job)
+
+
+@fault("timeout", limits={"job_timeout": 5.0}, heavy=True)
+def hang_with_the_workers_of_joblib(job: RunningJob) -> None:
+    _use_joblib()
+    hang()
+
+
 @fault()
 def leave_a_fork_server(job: RunningJob) -> float:
     """With the directory of its socket, which the interpreter would remove at an exit."""

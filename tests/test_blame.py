@@ -77,6 +77,18 @@ def test_an_exception_is_told_in_full():
     assert error.args == ("bad x",)
 
 
+def test_groups_that_share_what_they_hold_are_not_gone_through():
+    """Fifty that each hold the one before twice are 2**50 ways to one exception; what is raised itself is told."""
+    error: Exception = ValueError("inmost")
+    for _ in range(50):
+        error = ExceptionGroup("around", [error, error])
+    text = fields_of(error)["traceback"]
+    assert "raise error" in text
+    assert "ExceptionGroup: around (2 sub-exceptions)" in text
+    assert "left out" in text
+    assert "ValueError: b" in fields_of(ExceptionGroup("few", [ValueError("a"), ValueError("b")]))["traceback"]
+
+
 def test_an_exception_without_a_message_is_its_name():
     """And no colon behind it."""
     assert fields_of(Quiet())["message"] == "Quiet"

@@ -322,3 +322,57 @@ def test_a_worker_that_is_traced_and_stopped_is_alive():
         return house.bury_until(2)[1:]
 
     assert in_child(test) == [(1, signal.SIGKILL)]
+
+
+def be_traced_by_an_orphan() -> None:
+    """A daemon of this process becomes its tracer, and stays."""
+    traced, libc = os.getpid(), ctypes.CDLL(None)
+    seize = 0x4206
+    leave(fork_again, os.setsid, lambda: libc.ptrace(seize, traced, None, None))
+
+
+def test_a_dead_worker_that_an_orphan_of_its_own_traces_is_buried():
+    """Its tracer would be told of its end first, and never asks."""
+
+    def test() -> list[tuple[int, int]]:
+        house = House()
+        house.fork(1, be_traced_by_an_orphan)
+        house.bury_until(1)
+        assert house.is_empty()
+        return house.gone
+
+    assert in_child(test) == [(1, status(1))]
+
+
+def test_a_debugger_of_the_user_s_is_waited_for():
+    """A worker that it traces is gone once the debugger has seen its end; the debugger is not killed, nothing spins."""
+
+    def test() -> tuple[list[tuple[int, int]], bool, int, list[tuple[int, int]]]:
+        house = House()
+        reading, writing = os.pipe()
+        go, held = os.pipe()
+
+        def work() -> None:
+            os.close(held)
+            os.read(go, 1)
+
+        worker = house.fork(1, work)
+        debugger = os.fork()
+        if debugger == 0:
+            os.close(held)
+            libc = ctypes.CDLL(None)
+            libc.ptrace(0x4206, worker, None, None)
+            os.write(writing, b"x")
+            signal.pause()
+        house.undertaker.spare([debugger])
+        os.read(reading, 1)
+        os.close(held)
+        while not house.undertaker._held:
+            house.poll.poll(1000)
+            house.gone += house.undertaker.bury(monotonic())
+        seen = list(house.gone), house.undertaker.wait_s(monotonic()) is not None, len(house.watched)
+        os.kill(debugger, signal.SIGKILL)
+        house.bury_until(1)
+        return *seen, house.gone
+
+    assert in_child(test) == ([], True, 0, [(1, status(1))])

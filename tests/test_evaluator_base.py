@@ -1,10 +1,14 @@
 import asyncio
 import gc
+import itertools
 import sys
 import threading
 import time
 import warnings
 import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pytest
 from waiting import wait_until
@@ -232,7 +236,7 @@ def test_wrong_gathers_are_refused(manual):
 
 def test_one_gather_at_a_time(manual):
     """A second one would wait for the first one's jobs: it is refused instead."""
-    with manual._alone(), pytest.raises(RobustEvalError, match="Another gather"):
+    with manual._gathering, pytest.raises(RobustEvalError, match="Another gather"):
         manual.gather("ALL")
 
 
@@ -259,7 +263,8 @@ def test_a_failure_that_vanishes_is_our_bug():
     evaluator = Manual(run, on_error="raise")
     evaluator.submit([{"x": 1}])
     evaluator._arrivals.put((0, Failure("crash", "x")))
-    evaluator._take(evaluator._arrivals.take(1, 0))
+    evaluator._arrivals.take(1, 0, evaluator._arrived)
+    evaluator._turn_into_jobs()
     evaluator.jobs[0].failure = None
     with pytest.raises(InternalError):
         evaluator.gather("ALL")
@@ -285,6 +290,36 @@ def test_an_interrupted_gather_loses_nothing(manual, monkeypatch):
     jobs = manual.gather("ALL")
     assert [job.objective for job in jobs] == [0, 1, 2, 3]
     assert manual.jobs_done == jobs
+
+
+def test_an_interrupt_at_the_begin_of_any_call_within_a_gather_loses_nothing():
+    """That is where the interpreter looks for signals: whichever call it hits, the next gather has every job, once."""
+
+    def raise_at(countdown: Iterator[int]) -> Callable[..., None]:
+        def trace(frame: FrameType, _event: str, _argument: object) -> None:
+            if frame.f_code is not Manual.gather.__code__ and next(countdown) == 0:
+                raise KeyboardInterrupt
+
+        return trace
+
+    for calls in itertools.count():
+        evaluator = Manual(run)
+        evaluator.submit([{"x": number} for number in range(3)])
+        evaluator._arrivals.put_many([(number, number) for number in range(3)])
+        before = sys.gettrace()
+        sys.settrace(raise_at(itertools.count(calls, -1)))
+        try:
+            jobs = evaluator.gather("ALL")
+        except KeyboardInterrupt:
+            sys.settrace(before)
+            assert evaluator.gather("ALL") == evaluator.jobs_done == evaluator.jobs, f"interrupted at call {calls}"
+            evaluator.close()
+        else:
+            break
+        finally:
+            sys.settrace(before)
+    assert jobs == evaluator.jobs
+    assert calls > 20
 
 
 def test_async_gathers_do_the_same(manual):
@@ -598,11 +633,15 @@ def test_the_budget_leaves_jobs_in_the_backend_to_it():
 def test_mailboxes_are_taken_in_time():
     """A take ends when its time is over, with what there is."""
     mailbox = Mailbox()
+    taken: deque[int] = deque()
     mailbox.put(1)
-    assert mailbox.take(2, 0.01) == [1]
+    mailbox.take(2, 0.01, taken)
+    assert list(taken) == [1]
     mailbox.put_many([2, 3])
-    assert asyncio.run(mailbox.take_async(3, 0.01)) == [2, 3]
-    assert asyncio.run(mailbox.take_async(0, None)) == []
+    asyncio.run(mailbox.take_async(3, 0.01, taken))
+    assert list(taken) == [1, 2, 3]
+    asyncio.run(mailbox.take_async(0, None, taken))
+    assert list(taken) == [1, 2, 3]
 
 
 def test_a_loop_thread_is_bounded():
@@ -664,7 +703,9 @@ def test_threads_take_turns_more_often_only_while_somebody_gathers():
             sys.setswitchinterval(own)
             thread = threading.Thread(target=put, args=(meanwhile,))
             thread.start()
-            assert box.take(1, None) == ["item"]
+            taken: deque[str] = deque()
+            box.take(1, None, taken)
+            assert list(taken) == ["item"]
             thread.join()
             assert sys.getswitchinterval() == pytest.approx(after)
     finally:

@@ -491,7 +491,7 @@ def test_what_a_host_cannot_send_fails_alone():
     from robust_eval.processes.parcel import MISSING, Memory
     from robust_eval.processes.pending import Done
 
-    row = _portable(Done(1, Memory(MISSING, 10), 0.0, 1.0, 1, 0, ""))
+    row = _portable(Done(1, Memory(MISSING, 10), 0.0, 1.0, 1, 0))
     assert (row[0], row[1]["kind"], row[1]["attempts"]) == (1, "unpicklable", 1)
     row = _portable(Failed(2, {"kind": "timeout", "attempts": 3}, b"", Memory(MISSING, 10)))
     assert (row[0], row[1]["attempts"]) == (2, 3)

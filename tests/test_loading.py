@@ -121,6 +121,32 @@ def test_a_command_runs_main_of_its_module(tmp_path: Path):
     assert shown.stdout == "['one'] True True\n"
 
 
+def test_programs_that_a_job_starts_find_their_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What starts a Python with this one's options, as joblib does, is not told to leave `site` out, unless that is
+    the user's own wish.
+    """
+    code = (
+        "import subprocess, sys\ndef main(argv):\n"
+        "    options = subprocess._args_from_interpreter_flags()\n"
+        "    subprocess.run([sys.executable, *options, '-c', 'import pytest'], check=True)\n"
+        "    print('-S' in options, sys.flags.no_site, sys.flags.utf8_mode)\n"
+    )
+    module = tmp_path / "robust_eval_probe.py"
+    module.write_text(code)
+    made = [
+        part.replace("robust_eval.processes.probe", module.stem)
+        for part in loading.command(sys.executable, "probe", imports_site=False)
+    ]
+    assert "-S" in made
+    made[-1] = json.dumps([str(tmp_path), *json.loads(made[-1])])
+    shown = subprocess.run([made[0], "-X", "utf8", *made[1:]], capture_output=True, text=True, check=True)
+    assert shown.stdout == "False 0 1\n"
+    monkeypatch.setattr(subprocess, "_args_from_interpreter_flags", lambda: ["-S"])
+    theirs = loading.command(sys.executable, "probe", imports_site=False)
+    assert theirs.count("-S") == 1
+    assert not any("pretend_site" in part for part in theirs)
+
+
 def test_site_is_needed_only_for_import_hooks(monkeypatch: pytest.MonkeyPatch):
     """An editable install's finder, or a measurement of coverage; Python's own and pytest's are none."""
 

@@ -106,6 +106,8 @@ class Hostile:
 @pytest.mark.parametrize(
     "output",
     [
+        {"objective": 10**400},
+        (10**5000, 1),
         None,
         "no failure",
         "",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -358,6 +359,39 @@ def test_a_budget_outlives_its_supervisor():
         assert driver.causes([1]) <= {("timeout", "search", 1), ("cancelled", "search", 0)}
 
 
+def test_a_driver_that_dies_of_sigpipe_outlives_its_supervisor():
+    """Programs of the command line often give that signal back to the kernel; they submit into a dead channel, too."""
+
+    def drive() -> str:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        with driven(double) as driver:
+            pid = driver.pool.supervisor_pid
+            with driver.pool._lock:  # nobody learns of the end meanwhile
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda: not is_alive(pid))
+                driver.submit(3)
+            driver.wait(1)
+            return str(driver.value(0))
+
+    assert in_child(drive) == "6"
+
+
+def test_what_a_good_job_printed_is_not_kept():
+    """Only of a failed one is the end of it of use: a driver with a million jobs would hold it all."""
+
+    def shout(x: Any, _: Any) -> Any:
+        os.write(1, b"x" * 70_000)
+        return 1 / x
+
+    with driven(shout) as driver:
+        driver.submit(1, 0)
+        driver.wait(2)
+        assert len(pickle.dumps(driver.outcomes[0])) < 1000
+        failed = driver.outcomes[1]
+        assert isinstance(failed, Failed)
+        assert failed.info["output_tail"] == "x" * (1 << 16)
+
+
 @fails_in_its_thread
 def test_when_no_supervisor_can_be_started_again_nothing_waits(monkeypatch: pytest.MonkeyPatch):
     """What is pending is lost, with the reason."""
@@ -415,6 +449,23 @@ def test_a_pool_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with nothing_left(), pytest.raises(FileNotFoundError):
         Driver(double)
+
+
+@pytest.mark.parametrize("name", ["keeper", "receiver"])
+def test_a_pool_whose_thread_cannot_start_leaves_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Neither its supervisor nor another thread: a limit on threads shows there first."""
+    start, before = threading.Thread.start, set(threading.enumerate())
+
+    def start_unless(thread: threading.Thread) -> None:
+        if thread.name == f"robust_eval {name}":
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_unless)
+    with nothing_left(), pytest.raises(RuntimeError, match="new thread"):
+        Driver(double)
+    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_without_a_descriptor_for_the_function_there_is_no_pool():

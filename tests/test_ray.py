@@ -184,6 +184,44 @@ print("done")
 """
 
 
+_SHUT_DOWN = """
+import os, sys, time
+os.environ.update({environment!r})
+sys.path.insert(0, {root!r})
+from robust_eval import Evaluator
+import ray
+
+def run(job):
+    job.record(0.0, 0.0)
+    time.sleep(3600)
+
+kwargs = {{"address": "local", "num_cpus": 1, "ray_kwargs": {kwargs!r}}}
+with Evaluator.create(run, "ray", kwargs) as evaluator:
+    evaluator.submit([{{"x": x}} for x in range(3)])
+    while not any(job.recorded for job in evaluator.jobs):
+        time.sleep(0.01)
+    ray.shutdown()
+    print(sorted((job.failure.kind, job.failure.lost) for job in evaluator.gather("ALL")))
+    evaluator.submit([{{"x": 3}}])
+    print([job.failure.kind for job in evaluator.gather("ALL")])
+assert not ray.is_initialized()
+print("done")
+"""
+
+
+def test_ray_that_the_user_shuts_down_leaves_no_job_waiting():
+    """What ran is lost, what waits fails, and no other cluster is started behind the user's back."""
+    import subprocess
+
+    from ray_cluster import ENVIRONMENT
+
+    kwargs = {"object_store_memory": STORE_BYTES, "logging_level": "ERROR"}
+    code = _SHUT_DOWN.format(environment=ENVIRONMENT, root=str(Path(__file__).parent.parent), kwargs=kwargs)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    told = ["[('lost', 'host'), ('startup', None), ('startup', None)]", "['startup']", "done"]
+    assert done.stdout.splitlines()[-3:] == told, done.stderr
+
+
 @pytest.mark.parametrize("end", ["close", "die"])
 def test_what_was_started_is_ended(end: str):
     """A cluster that an evaluator started ends with the last that uses it, and with the driver when that is killed."""

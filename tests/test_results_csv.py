@@ -105,6 +105,47 @@ def test_parameters_can_be_chosen():
         rows(job, saved_keys="x")
 
 
+def test_what_cannot_be_written_costs_its_own_cell_alone(tmp_path):
+    """A number with more digits than Python writes, and an object whose text raises; all other cells are there."""
+
+    class Mute:
+        def __str__(self):
+            raise ValueError
+
+        __repr__ = __str__
+
+    metadata = [{"a": 10**5000}, {"a": [10**5000]}, {"a": Mute()}, {"a": 0.1}]
+    jobs = [Job(f"0.{number}", {"x": number}, None) for number in range(4)]
+    for job, each in zip(jobs, metadata, strict=True):
+        job.set_output({"objective": 1.0, "metadata": each})
+    rows, _ = rows_of(jobs, None, csv_value, 1)
+    path = tmp_path / "results.csv"
+    storage = MemoryStorage()
+    ResultsFile(storage, storage.create_new_search()).write(path, rows)
+    written = path.read_text().splitlines()
+    assert [line.split(",")[0] for line in written[1:]] == ["0", "1", "2", "3"]
+    assert "0x" in written[1]
+    assert "0x" in written[2]
+    assert "Mute" in written[3]
+    assert written[4].endswith("0.1")
+
+
+def test_names_that_are_no_text_are_columns_as_others(tmp_path):
+    """A file with such a column, in which they are escaped, takes further rows."""
+    storage = MemoryStorage()
+    file = ResultsFile(storage, storage.create_new_search())
+    path = tmp_path / "results.csv"
+    for number in range(3):
+        job = Job(f"0.{number}", {"\udc80": number, "a\0b": 1}, None)
+        job.set_output(1.0)
+        rows, _ = rows_of([job], None, csv_value, 1)
+        file.write(path, rows)
+        file.forget()
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("p:\\udc80,p:a\\x00b,objective")
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2"]
+
+
 def test_values_of_numpy_lose_their_names():
     """What is written can be read back: no "np.float64(1.0)" anywhere."""
     assert csv_value(np.float32(0.5)) == 0.5

@@ -55,7 +55,7 @@ def failed(kind: str, cause: str = "", blamed: dict[str, Any] | None = None, lat
 
 
 def done(parcel: Any) -> Done:
-    return Done(1, parcel, begun_at=10.0, ended_at=12.5, attempts=2, peak_memory=77, output_tail="printed")
+    return Done(1, parcel, begun_at=10.0, ended_at=12.5, attempts=2, peak_memory=77)
 
 
 # -- values

@@ -28,10 +28,10 @@ if os.fork() == 0:
 print(os.read(reading, 100).decode(), flush=True)
 signal.pause()
 """
-# A process with a child and the resource tracker of multiprocessing.
+# A process with a child and the resource tracker of a package.
 WITH_TRACKER = """
-import os, signal
-from multiprocessing.resource_tracker import _resource_tracker as tracker
+import importlib, os, signal, sys
+tracker = importlib.import_module(sys.argv[1] + ".resource_tracker")._resource_tracker
 tracker.ensure_running()
 pid = os.fork()
 if pid == 0:
@@ -121,9 +121,11 @@ def test_psutil_finds_the_same(three: Helper, monkeypatch: pytest.MonkeyPatch):
     assert tree.children(NOBODY) == []
 
 
-def test_a_tracker_is_known_by_its_command():
+@pytest.mark.parametrize("package", ["multiprocessing", "joblib.externals.loky.backend", "loky.backend"])
+def test_a_tracker_is_known_by_its_command(package: str):
     """And nothing else is taken for one, least of all what is gone."""
-    with Helper(WITH_TRACKER) as helper:
+    pytest.importorskip(package)
+    with Helper(WITH_TRACKER, package) as helper:
         child, tracker = helper.pids = [int(word) for word in helper.read().split()]
         assert tree.is_tracker(tracker)
         assert not tree.is_tracker(child)
@@ -132,7 +134,7 @@ def test_a_tracker_is_known_by_its_command():
 
 def test_what_is_below_is_killed_but_for_the_tracker():
     """It has to unlink the shared memory first, and ends by itself once its users are gone."""
-    with Helper(WITH_TRACKER) as helper:
+    with Helper(WITH_TRACKER, "multiprocessing") as helper:
         child, tracker = helper.pids = [int(word) for word in helper.read().split()]
         assert tree.kill_below(helper.pid)
         wait_until(lambda: status_of(child) == psutil.STATUS_ZOMBIE)
@@ -146,7 +148,7 @@ def test_what_is_below_is_killed_but_for_the_tracker():
 
 def test_a_tracker_that_was_stopped_with_its_tree_goes_on():
     """A tree over its memory limit is stopped and then killed; what it shared is unlinked all the same."""
-    with Helper(WITH_TRACKER) as helper:
+    with Helper(WITH_TRACKER, "multiprocessing") as helper:
         _, tracker = helper.pids = [int(word) for word in helper.read().split()]
         tree.freeze(helper.pid)
         wait_until(lambda: status_of(tracker) == psutil.STATUS_STOPPED)

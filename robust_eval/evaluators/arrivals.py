@@ -10,7 +10,9 @@ import asyncio
 import math
 import sys
 import threading
+from collections import deque
 from contextlib import contextmanager
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -28,17 +30,18 @@ class Arrivals(Protocol):
     def put_many(self, items: Iterable[Any]) -> None:
         """Deliver several."""
 
-    def take(self, minimum: int, timeout: float | None) -> list[Any]:
-        """Wait until ``minimum`` items are there or ``timeout`` seconds are over; take all there are.
+    def take(self, minimum: int, timeout: float | None, into: deque[Any]) -> None:
+        """Wait until ``minimum`` items are there or ``timeout`` seconds are over; put all there are into ``into``.
 
-        The wait can be interrupted by Ctrl-C, which takes nothing.
+        It can be interrupted by Ctrl-C at any point; each item is here or there then.
         """
 
     async def take_async(
         self,
         minimum: int,
         timeout: float | None,  # noqa: ASYNC109  the counterpart of take
-    ) -> list[Any]:
+        into: deque[Any],
+    ) -> None:
         """Do the same in a coroutine, whatever its loop."""
 
 
@@ -75,24 +78,26 @@ class Mailbox:
 
     def __init__(self, observe: Callable[[Iterable[Any]], bool] = _nothing_to_say) -> None:
         self._observe = observe
-        self._arrived = threading.Condition()
-        self._items: list[Any] = []
+        # Of C code all the way: an interrupt within `Condition.__exit__` would leave it locked.
+        self._lock = threading.RLock()
+        self._arrived = threading.Condition(self._lock)
+        self._items: deque[Any] = deque()
         self._wanted: float = math.inf
         self._wake: Callable[[], None] | None = None
 
     def put(self, item: Any) -> None:
         """Deliver one item."""
-        with self._arrived:
+        with self._lock:
             self._items.append(item)
             if self._observe((item,)) or len(self._items) >= self._wanted:
                 self._notify()
 
     def put_many(self, items: Iterable[Any]) -> None:
         """Deliver several items at once."""
-        with self._arrived:
-            before = len(self._items)
-            self._items.extend(items)
-            if self._observe(self._items[before:]) or len(self._items) >= self._wanted:
+        delivered = list(items)
+        with self._lock:
+            self._items.extend(delivered)
+            if self._observe(delivered) or len(self._items) >= self._wanted:
                 self._notify()
 
     def _notify(self) -> None:
@@ -102,9 +107,9 @@ class Mailbox:
         else:
             self._wake()
 
-    def take(self, minimum: int, timeout: float | None) -> list[Any]:
-        """Wait until ``minimum`` items are there or ``timeout`` seconds are over; take all there are."""
-        with self._arrived:
+    def take(self, minimum: int, timeout: float | None, into: deque[Any]) -> None:
+        """Wait until ``minimum`` items are there or ``timeout`` seconds are over; put all there are into ``into``."""
+        with self._lock:
             if len(self._items) < minimum:
                 self._wanted = minimum
                 try:
@@ -112,14 +117,15 @@ class Mailbox:
                         self._arrived.wait_for(lambda: self._wanted == math.inf or len(self._items) >= minimum, timeout)
                 finally:
                     self._wanted = math.inf
-            items, self._items = self._items, []
-        return items
+            # One step of C code: a signal handler of the user may raise before or after, and no item gets lost.
+            into.extend(map(deque.popleft, repeat(self._items, len(self._items))))
 
     async def take_async(
         self,
         minimum: int,
         timeout: float | None,  # noqa: ASYNC109  the counterpart of take
-    ) -> list[Any]:
+        into: deque[Any],
+    ) -> None:
         """Do the same in a coroutine, whatever its loop."""
         loop = asyncio.get_running_loop()
         enough = asyncio.Event()
@@ -128,7 +134,7 @@ class Mailbox:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(enough.set)
 
-        with self._arrived:
+        with self._lock:
             if len(self._items) >= minimum:
                 enough.set()
             else:
@@ -138,6 +144,6 @@ class Mailbox:
         except TimeoutError:
             pass
         finally:
-            with self._arrived:
+            with self._lock:
                 self._wanted, self._wake = math.inf, None
-        return self.take(0, 0)
+        self.take(0, 0, into)

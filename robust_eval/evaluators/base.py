@@ -246,12 +246,20 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             StorageError: the storage fails, told once; the jobs stay for the next call.
         """
         self._check_process()
-        with self._alone():
+        mine: list[bool] = []
+        try:
+            mine.extend(filter(None, map(self._gathering.acquire, (False,))))
+            self._refuse_second(mine)
             wanted = self._wanted(type, size)
-            self._take(self._inbox.take(0, 0))
+            self._inbox.take(0, 0, self._arrived)
+            self._turn_into_jobs()
             while (missing := self._missing(wanted)) > 0:
-                self._take(self._inbox.take(min(missing, _PORTION), None))
+                self._inbox.take(min(missing, _PORTION), None, self._arrived)
+                self._turn_into_jobs()
             return self._concluded()
+        finally:
+            if mine:
+                self._gathering.release()
 
     async def agather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
         """Do the same as `gather` without blocking the running event loop.
@@ -267,12 +275,20 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             RobustEvalError: what `gather` raises, for the same causes.
         """
         self._check_process()
-        with self._alone():
+        mine: list[bool] = []
+        try:
+            mine.extend(filter(None, map(self._gathering.acquire, (False,))))
+            self._refuse_second(mine)
             wanted = self._wanted(type, size)
-            self._take(self._inbox.take(0, 0))
+            self._inbox.take(0, 0, self._arrived)
+            self._turn_into_jobs()
             while (missing := self._missing(wanted)) > 0:
-                self._take(await self._inbox.take_async(min(missing, _PORTION), None))
+                await self._inbox.take_async(min(missing, _PORTION), None, self._arrived)
+                self._turn_into_jobs()
             return self._concluded()
+        finally:
+            if mine:
+                self._gathering.release()
 
     def _concluded(self) -> list[Job]:
         """End a gather: what others did is seen, and what the storage fails to keep is told."""

@@ -13,15 +13,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from robust_eval.errors import InternalError, InvalidArgument, RobustEvalError, bounded_repr
 from robust_eval.limits import parse_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from robust_eval.evaluators.notify import Notifier
     from robust_eval.job import Job
 
@@ -58,15 +55,14 @@ class Gathering:
     def _stop_if_broken(self) -> None:
         raise NotImplementedError
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        # Two gathers would wait for each other's jobs for ever.
-        if not self._gathering.acquire(blocking=False):
+    def _refuse_second(self, mine: list[bool]) -> None:
+        """Refuse a gather that did not get the lock: two would wait for each other's jobs for ever.
+
+        The lock is taken and given back by C code within the caller's own `try`: a signal handler of the user's that
+        raises between the two would leave it taken for ever, had it got into a `with` or a call in between.
+        """
+        if not mine:
             raise RobustEvalError("Another gather of this evaluator is waiting. Gather from one place at a time.")
-        try:
-            yield
-        finally:
-            self._gathering.release()
 
     def _outstanding(self) -> int:
         return max(0, self.num_jobs_submitted - self.num_jobs_gathered)
@@ -93,9 +89,8 @@ class Gathering:
     def _missing(self, wanted: int) -> int:
         return wanted - len(self._to_record) - len(self._to_raise)
 
-    def _take(self, items: list[Any]) -> None:
-        """Turn arrivals into jobs."""
-        self._arrived.extend(items)
+    def _turn_into_jobs(self) -> None:
+        """Take in what has arrived."""
         while self._arrived:
             job = self._settled(self._arrived[0])
             raises = job.failure is not None and self.on_error == "raise"

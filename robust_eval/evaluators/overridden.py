@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robust_eval.errors import InvalidOutput, RobustEvalError, bounded_repr
@@ -138,7 +139,9 @@ class OverriddenExecutes:
     async def _route(self) -> None:
         try:
             while self._returns and (backend := self._backend()) is not None:
-                for item in await backend._arrivals.take_async(1, None):  # noqa: SLF001  our own
+                arrived: deque[Any] = deque()
+                await backend._arrivals.take_async(1, None, arrived)  # noqa: SLF001  our own
+                for item in arrived:
                     job = backend._settle(item)  # noqa: SLF001  our own
                     future = self._returns.pop(job.id, None)
                     if future is not None and not future.done():

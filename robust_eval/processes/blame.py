@@ -4,10 +4,9 @@ The exception is the user's object: its `__str__` and `__reduce__` may raise or 
 happens in the worker, under the job's own clock, and what leaves the worker is bounded text.
 """
 
-import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robust_eval.errors import ASKED_TO_END, CommandFailed, InvalidOutput, JobStop
+from robust_eval.errors import ASKED_TO_END, CommandFailed, InvalidOutput, JobStop, traceback_of
 from robust_eval.processes.parcel import open_parcel, pack, unpack
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def traceback_text(error: BaseException, *, unwind: int) -> str:
         trace = trace.tb_next
         unwind -= 1
     try:
-        return _bounded("".join(traceback.format_exception(type(error), error, trace, limit=-_MOST_FRAMES)))
+        return _bounded(traceback_of(error, trace, -_MOST_FRAMES))
     except BaseException as second:  # noqa: BLE001 - formatting runs the user's __str__ and __repr__
         return f"(the traceback could not be formatted: {type(second).__qualname__})"
 

@@ -4,9 +4,13 @@ A worker counts as gone when it is reaped and every orphan that came to the temp
 Orphans are killed as they appear; the resource tracker of `multiprocessing` gets half a second to unlink its segments,
 and on a machine so busy that it has not come to that, as long as it runs, up to five.
 Orphans that do not die belong to the worker whose death brought them, and delay no other worker.
+
+A process that traces a worker is told of its end before its parent is, which cannot reap it until the tracer has or is
+gone (ptrace(2)). A tracer that a job has started is killed then; one of the user's, a debugger, is waited for.
 """
 
 import os
+import select
 import signal
 from collections.abc import Callable, Iterable
 from time import monotonic, sleep
@@ -16,6 +20,7 @@ from robust_eval.processes import tree
 _TRACKER_S, _STARVED_TRACKER_S = 0.5, 5.0
 _LAST_RITES_S = 1.0
 _LAST_RITES_STEP_S = 0.002
+_HELD_STEP_S = 0.01
 
 
 class _Death:
@@ -44,6 +49,7 @@ class Undertaker:
         self._workers: dict[int, int] = {}
         self._watched: dict[int, int] = {}
         self._deaths: list[_Death] = []
+        self._held: set[int] = set()
         self._spared: frozenset[int] = frozenset()
 
     def spare(self, pids: Iterable[int]) -> None:
@@ -63,6 +69,8 @@ class Undertaker:
     def wait_s(self, now: float) -> float | None:
         """How long the template may sleep before it must look again."""
         instants = [at for death in self._deaths for at in death.orphans.values() if at > now]
+        if self._held:
+            instants.append(now + _HELD_STEP_S)
         return max(0.001, min(instants) - now) if instants else None
 
     def bury(self, now: float) -> list[tuple[int, int]]:
@@ -71,7 +79,9 @@ class Undertaker:
         Returns:
             For each worker that is gone with its whole tree: its id and its wait status.
         """
-        if not self._reap():
+        changed = self._reap()
+        self._free_the_held()
+        if not changed:
             return []
         while self._deaths and self._adopt(now):
             self._reap()
@@ -94,9 +104,24 @@ class Undertaker:
             changed = True
             if pid in self._watched:
                 self._unwatch(self._watched.pop(pid))
+            self._held.discard(pid)
             if pid in self._workers:
                 self._deaths.append(_Death(self._workers.pop(pid), status))
         return changed
+
+    def _free_the_held(self) -> None:
+        """End the tracers below this process that keep dead workers from being reaped."""
+        numbers = {fd: pid for pid, fd in self._watched.items() if pid in self._workers}
+        ended = select.poll()
+        for fd in numbers:
+            ended.register(fd, select.POLLIN)
+        for fd, _ in ended.poll(0):
+            if tree.tracer_of(numbers[fd]):
+                self._held.add(numbers[fd])
+                self._unwatch(self._watched.pop(numbers[fd]))  # it would wake this process again at once
+        if self._held:
+            below = set(tree.descendants(os.getpid())) - self._spared
+            tree.signal_all(below.intersection(map(tree.tracer_of, self._held)), signal.SIGKILL)
 
     def _adopt(self, now: float) -> bool:
         """Kill the orphans; attribute new ones to the latest death. Whether to look again at once."""

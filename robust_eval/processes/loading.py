@@ -1,5 +1,6 @@
 """Loading the user's function in a process that is not the user's script."""
 
+import ctypes
 import gc
 import json
 import os
@@ -12,8 +13,9 @@ from robust_eval.processes.parcel import Memory, open_parcel, unpack
 
 _BOOT = (
     "import sys, json, site; sys.path[{start}:] = json.loads(sys.argv[1]); site.setquit(); site.sethelper(); "
-    "site.setcopyright(); from robust_eval.processes.{module} import main; main(sys.argv[2:])"
+    "site.setcopyright(); {then}from robust_eval.processes.{module} import main; main(sys.argv[2:])"
 )
+_PRETEND = "from robust_eval.processes.loading import pretend_site; pretend_site(); "
 _BY_VALUE = b"cloudpickle"
 _FIELDS_OF_LINES = 4  # an entry of linecache that was not read yet has one
 _OWN_FINDERS = ("_frozen_importlib", "_frozen_importlib_external", "_pytest.", "six", "_distutils_hack")
@@ -40,11 +42,25 @@ def command(python: str, module: str, *, imports_site: bool) -> list[str]:
     if python == sys.executable:
         # -W, -X and -O, as `multiprocessing` hands them on
         options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
-        start, flags = "", options if imports_site else [*options, "-S"]
+        skipped = not imports_site and "-S" not in options
+        start, flags, then = ("", [*options, "-S"], _PRETEND) if skipped else ("", options, "")
     else:
-        start, flags = "len(sys.path)", []
+        start, flags, then = "len(sys.path)", [], ""
         entries = [entry for entry in entries if not entry.startswith((sys.prefix, sys.base_prefix))]
-    return [python, *flags, "-c", _BOOT.format(module=module, start=start), json.dumps(entries)]
+    return [python, *flags, "-c", _BOOT.format(module=module, start=start, then=then), json.dumps(entries)]
+
+
+def pretend_site() -> None:
+    """Let the programs that jobs start import `site`, which this process has left out for its own sake.
+
+    Whoever starts a Python with the options of this one, as `multiprocessing` and joblib do, asks `sys.flags` for them;
+    with `-S` it would find no installed package. The flags are a tuple that Python code cannot change.
+    """
+    fields = type(sys.flags).__match_args__  # type: ignore[attr-defined]
+    place = id(sys.flags) + tuple.__basicsize__ + fields.index("no_site") * ctypes.sizeof(ctypes.c_void_p)
+    flag = ctypes.py_object.from_address(place)
+    if flag.value is sys.flags.no_site:
+        flag.value = 0
 
 
 def executable(other: str) -> str:

@@ -26,7 +26,10 @@ class Submission(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A job that returned. Instants are monotonic seconds of this machine, peak and limit are in bytes."""
+    """A job that returned. Instants are monotonic seconds of this machine, peak and limit are in bytes.
+
+    What it printed is not kept, or a driver would hold 64 KiB for each of a million good jobs.
+    """
 
     job_id: int
     parcel: Landed
@@ -34,7 +37,6 @@ class Done(NamedTuple):
     ended_at: float
     attempts: int
     peak_memory: int
-    output_tail: str
     slot: int | None = None
     memory_limit: int | None = None
 

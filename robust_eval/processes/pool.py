@@ -88,13 +88,13 @@ class Pool:
         self._asking = threading.Lock()
         self._answered = threading.Event()
         self._answer: dict[str, Any] = {}
+        self._receiver = threading.Thread(target=self._receive, name="robust_eval receiver", daemon=True)
         try:
             self._start()
+            self._receiver.start()
         except BaseException:
-            self._release()
+            self._abandon()
             raise
-        self._receiver = threading.Thread(target=self._receive, name="robust_eval receiver", daemon=True)
-        self._receiver.start()
 
     # -- orders
 
@@ -233,13 +233,12 @@ class Pool:
             except BaseException:
                 sock.close()
                 raise
-        _logger.info("A supervisor process is started.", extra={"supervisor_pid": self._process.pid})
         self._sock = sock
         self._frames = wire.Frames(sock)
+        _logger.info("A supervisor process is started.", extra={"supervisor_pid": self._process.pid})
         if system.LINUX:  # nobody else would notice: a supervisor that is stopped keeps every channel open
-            keeper = threading.Thread(target=system.keep_going, args=(self._process.pid,), daemon=True)
-            keeper.name = "robust_eval keeper"
-            keeper.start()
+            args = (self._process.pid,)
+            threading.Thread(target=system.keep_going, args=args, name="robust_eval keeper", daemon=True).start()
 
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
@@ -290,9 +289,9 @@ class Pool:
     def _push(self, data: memoryview, ancillary: list[Any], sent: list[int]) -> None:
         """Send what is not sent. `extend` notes what went out before the interpreter looks for signals again."""
         if not sent:
-            sent.extend(map(self._sock.sendmsg, ([data],), (ancillary,)))
+            sent.extend(map(self._sock.sendmsg, ([data],), (ancillary,), (system.NO_SIGPIPE,)))
         while (position := sum(sent)) < len(data):
-            sent.extend(map(self._sock.send, (data[position:],)))
+            sent.extend(map(self._sock.send, (data[position:],), (system.NO_SIGPIPE,)))
 
     # -- outcomes
 
@@ -337,8 +336,8 @@ class Pool:
             self._record(job_id, value)
         fds = self._frames.fds
         settled: list[Settled] = []
-        for job_id, parcel, *rest in done:
-            settled.append(Done(job_id, landed(wire.unportable(parcel, fds)), *rest))
+        for job_id, parcel, *measures, _printed, slot, limit in done:
+            settled.append(Done(job_id, landed(wire.unportable(parcel, fds)), *measures, slot, limit))
         for job_id, info, blamed, late in failed:
             words = landed(wire.unportable(blamed, fds))
             settled.append(Failed(job_id, info, words, landed(wire.unportable(late, fds))))
@@ -377,6 +376,13 @@ class Pool:
             level = logging.ERROR if final else logging.WARNING
             text = "The supervisor process ended with exit code %s; %s."
             _logger.log(level, text, fields["exit_code"], then, extra=fields)
+
+    def _abandon(self) -> None:
+        """The start failed: end the supervisor if there is one."""
+        if "_process" in vars(self):
+            self._process.kill()
+            self._bury()
+        self._release()
 
     def _bury(self) -> None:
         """Reap a dead supervisor and kill what it left, found by the cookie in its environment."""

@@ -41,6 +41,8 @@ _NOT_PASSED_BY = frozenset(
 _PASSED_BY = tuple(sorted(map(int, signal.valid_signals() - _NOT_PASSED_BY)))
 _CLD_STOPPED = getattr(os, "CLD_STOPPED", 5)
 INBOX_TYPE = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
+# For sends: a program may have given SIGPIPE back to the kernel, and would end with whoever it writes to.
+NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER, _PR_GET_SECCOMP = 1, 36, 37, 21
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
 _MADV_WIPEONFORK = 18

@@ -9,7 +9,13 @@ import os
 import signal
 from collections.abc import Iterable
 
-_TRACKER = "from multiprocessing.resource_tracker import main"  # other commands of users may speak of it, too
+# Of `multiprocessing`, and of joblib (scikit-learn's `n_jobs`), whose loky has one of its own. Other commands of users
+# may speak of them, too.
+_TRACKERS = (
+    "from multiprocessing.resource_tracker import main",
+    "from joblib.externals.loky.backend.resource_tracker import main",
+    "from loky.backend.resource_tracker import main",
+)
 _KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -49,7 +55,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_tracker(pid: int) -> bool:
-    """Whether this is, or may become, the helper of `multiprocessing` that unlinks shared memory at the end.
+    """Whether this is, or may become, a helper that unlinks shared memory at the end.
 
     A process in the middle of an exec has no command line; its parent is told of the exec before that is there.
     """
@@ -58,7 +64,8 @@ def is_tracker(pid: int) -> bool:
     try:
         process = psutil.Process(pid)
         command = process.cmdline()
-        return any(_TRACKER in part for part in command) if command else process.status() != psutil.STATUS_ZOMBIE
+        named = any(tracker in part for part in command for tracker in _TRACKERS)
+        return named if command else process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
@@ -81,6 +88,15 @@ def is_there(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def tracer_of(pid: int) -> int:
+    """Id of the process that traces this one, which may be a zombie; 0 where there is none."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"TracerPid:"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:

@@ -17,7 +17,7 @@ from robust_eval.evaluators.hosts import messages as say
 from robust_eval.evaluators.hosts.calling import listen
 from robust_eval.evaluators.hosts.health import Answers
 from robust_eval.evaluators.hosts.line import Line
-from robust_eval.processes import wire
+from robust_eval.processes import system, wire
 from robust_eval.processes.parcel import Memory, discard, pack_plain
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.supervision import host_actions as act
@@ -68,7 +68,7 @@ class Exchange:
         """Have something done by the thread. From any thread."""
         self._orders.append(order)
         with contextlib.suppress(OSError):  # full, so that the thread will wake; or closed
-            self._ring.send(b"\0")
+            self._ring.send(b"\0", system.NO_SIGPIPE)
 
     def knew(self, host_id: int) -> bool:
         """Whether the host ever joined. From any thread."""

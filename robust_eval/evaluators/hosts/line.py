@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from robust_eval.evaluators.hosts import calling
-from robust_eval.processes import wire
+from robust_eval.processes import system, wire
 
 
 class Line:
@@ -89,7 +89,7 @@ class Line:
         while self._out:
             data, job_ids = self._out[0]
             try:
-                sent = self.sock.send(data)
+                sent = self.sock.send(data, system.NO_SIGPIPE)
             except (BlockingIOError, ConnectionError, OSError):
                 return
             if sent < len(data):

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from robust_eval.evaluators.hosts.calling import Call, Station
 from robust_eval.evaluators.hosts.sharing import divided
 from robust_eval.evaluators.ray.host import Host
+from robust_eval.evaluators.ray.visit import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +79,7 @@ class RayFleet:
         self._serving: dict[Any, str] = {}
         self._next_id = 0
         self._first_slot = 0
+        self._session = session()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="robust_eval Ray nodes", daemon=True)
 
@@ -98,17 +100,35 @@ class RayFleet:
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
         for node in self._nodes.values():
-            if node.actor is not None:
+            if node.actor is not None and self._is_connected():
                 _kill(node.actor)
         self._at_the_end()
 
+    def _is_connected(self) -> bool:
+        """Whether Ray was not shut down since. It must not be asked for anything else then: it would start anew."""
+        return session() == self._session
+
     def _watch(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._part_with_the_dead()
-                self._survey()
-            except ray.exceptions.RaySystemError:  # the cluster does not answer: it may again
-                self._stopped.wait(_SURVEY_S)
+        """Until the end, or that of Ray. Whatever ends this, no job waits for hosts that cannot come any more."""
+        try:
+            while not self._stopped.is_set() and self._is_connected():
+                try:
+                    self._part_with_the_dead()
+                    self._survey()
+                except ray.exceptions.RaySystemError:  # the cluster does not answer: it may again
+                    self._stopped.wait(_SURVEY_S)
+        finally:
+            if not self._stopped.is_set():
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Nothing is started any more; without Ray, the hosts are gone as well."""
+        if not self._is_connected():
+            for node in self._nodes.values():
+                if node.host_id is not None:
+                    self._pool.host_lost(node.host_id, "Ray was shut down")
+                    node.host_id = node.actor = None
+        self._pool.awaits(False)  # noqa: FBT003 - the fact itself
 
     def _part_with_the_dead(self) -> None:
         """Wait a moment for hosts that end, and note how."""

@@ -24,7 +24,7 @@ class Visit:
 
     _lock: ClassVar = threading.RLock()  # the collector may end a visit while another one begins
     _visitors: ClassVar[set[Visit]] = set()
-    _started: ClassVar[bool] = False
+    _started: ClassVar[tuple[str, str] | None] = None  # the session that this began
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         ray = ray_itself()
@@ -39,18 +39,28 @@ class Visit:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # Ray leaves files open while it starts, and announces its plans
                     ray.init(**arguments)
-                Visit._started = True
+                Visit._started = session()
             elif not Visit._visitors:
-                Visit._started = False
+                Visit._started = None
             Visit._visitors.add(self)
 
     def leave(self) -> None:
         """End the visit, once."""
         with Visit._lock:
             Visit._visitors.discard(self)
-            if Visit._started and not Visit._visitors:
-                Visit._started = False
-                ray_itself().shutdown()
+            if Visit._started is not None and not Visit._visitors:
+                started, Visit._started = Visit._started, None
+                if session() == started:  # the user may have ended it, and begun another
+                    ray_itself().shutdown()
+
+
+def session() -> tuple[str, str] | None:
+    """What tells this connection to Ray from others before and after; None where there is none."""
+    ray = ray_itself()
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_job_id()
 
 
 def ray_itself() -> Any:
