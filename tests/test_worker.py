@@ -23,6 +23,7 @@ from waiting import is_alive, nothing_left, wait_until
 from robust_eval.errors import InvalidOutput
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes import worker as worker_module
+from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.layout import (
     CHANNEL_LOST_CODE,
     HEARING_AT,
@@ -61,7 +62,7 @@ class Supervised:
             os.setsid()
             system.adopt_orphans()
             keep_only({0, 1, 2, *self.port.child_fds, self.ledger})
-            os._exit(run_worker([*self.port.child_fds, self.ledger], load, Streams()))
+            os._exit(run_worker([*self.port.child_fds, self.ledger], load, Streams(), Builtins()))
         self.exit_fd = os.pidfd_open(self.pid)
         for fd in self.port.child_fds:
             os.close(fd)

@@ -5,7 +5,7 @@ import os
 import sys
 
 from robust_eval.processes import loading, system
-from robust_eval.processes.hygiene import Calls
+from robust_eval.processes.hygiene import Builtins, Calls
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, run_worker
 
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> None:
         loading.share_sources(bundle.sources)
         return bundle
 
-    os._exit(run_worker(fds, load, Streams(), calls))
+    os._exit(run_worker(fds, load, Streams(), Builtins(), calls))

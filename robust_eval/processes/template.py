@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
-from robust_eval.processes.hygiene import Calls
+from robust_eval.processes.hygiene import Builtins, Calls
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, high, run_worker
 
@@ -44,6 +44,7 @@ class Template:
         self._supervisor = os.getppid()
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._load: Callable[[], Bundle]
+        self._builtins: Builtins
         self._argv: list[str] = []
         self._streams = Streams()
         self._calls = Calls()
@@ -97,6 +98,7 @@ class Template:
         loading.share_main(bundle)
         loading.share_sources(bundle.sources)
         self._load = lambda: bundle
+        self._builtins = Builtins()
 
     def _obey(self) -> bool:
         """Perform one order. False at end-of-file."""
@@ -135,7 +137,7 @@ class Template:
             self._selector.close()
             self._undertaker.forget()
             self._control.close()
-            code = run_worker(fds, self._load, self._streams, self._calls)
+            code = run_worker(fds, self._load, self._streams, self._builtins, self._calls)
         except BaseException:  # noqa: BLE001 - a forked child must not return into the template
             sys.excepthook(*sys.exc_info())
         finally:

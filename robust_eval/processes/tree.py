@@ -7,6 +7,7 @@ template pays for every import with the start of the first worker.
 
 import os
 import signal
+import sys
 from collections.abc import Iterable
 
 # Of `multiprocessing`, and of joblib (scikit-learn's `n_jobs`), whose loky has one of its own. Other commands of users
@@ -16,6 +17,8 @@ _TRACKERS = (
     "from joblib.externals.loky.backend.resource_tracker import main",
     "from loky.backend.resource_tracker import main",
 )
+_WALL = 0x40000000 if sys.platform == "linux" else 0  # also children made by clone() without SIGCHLD
+_waitpid = os.waitpid  # a job may put something else in its place
 _KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -35,6 +38,16 @@ def children(pid: int) -> list[int]:
         except OSError:  # this thread ended; the others' children still count
             continue
     return found
+
+
+def living_children() -> frozenset[int]:
+    """The living children of this process; the dead ones are reaped. Costs 2 us where there are none."""
+    try:
+        while _waitpid(-1, os.WNOHANG | _WALL)[0]:
+            pass
+    except ChildProcessError:
+        return frozenset()
+    return frozenset(children(os.getpid()))
 
 
 def _scan(pid: int) -> list[int]:

@@ -15,7 +15,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Generator
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any, NamedTuple
 
 from robust_eval.errors import RobustEvalError
@@ -171,7 +171,8 @@ class Inbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._buffer = bytearray(PACKET_BYTES + PACKET_HEADER_BYTES)
+        # Mapped: of a buffer on the heap each new worker would pay for every page.
+        self._buffer = mmap(-1, PACKET_BYTES + PACKET_HEADER_BYTES, MAP_PRIVATE | MAP_ANONYMOUS)
         self._view = memoryview(self._buffer)
 
     def read(self, flags: int = 0) -> list[Packet]:

@@ -62,8 +62,6 @@ _FORK_S = 0.00003  # no interpreter makes a process in less; any other is found 
 _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
 _HIGH_FD = 960
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_WALL = 0x40000000 if sys.platform == "linux" else 0  # also children made by clone() without SIGCHLD
-_waitpid = os.waitpid  # a job may put something else in its place
 _KINDS = {kind: index for index, kind in enumerate(wire.KINDS)}
 
 
@@ -103,10 +101,18 @@ class Worker:
             numbers.
         load: makes the bundle; called when the worker takes its slot.
         streams: become the standard streams.
+        builtins: as they are before the first job. Taken in the template: no worker pays for a copy.
         calls: as they were heard of since before the user's modules were loaded.
     """
 
-    def __init__(self, fds: list[int], load: Callable[[], Bundle], streams: Streams, calls: Calls | None) -> None:
+    def __init__(
+        self,
+        fds: list[int],
+        load: Callable[[], Bundle],
+        streams: Streams,
+        builtins: Builtins,
+        calls: Calls | None,
+    ) -> None:
         inbox, outbox, far_end, output, stamps, ledger = (high(fd) for fd in fds)
         orders, self._claims = socket.socket(fileno=inbox), socket.socket(fileno=outbox)
         for sock in (orders, self._claims):
@@ -132,7 +138,7 @@ class Worker:
         self._begun_log = high(begun) if (begun := open_begun()) >= 0 else -1
         self._output = output
         self._output_level: int | None = None
-        self._builtins = Builtins()
+        self._builtins = builtins
         self._baseline: Baseline | None = None
         self._garbage = Garbage()
         self._kept_directory: str | None = None
@@ -153,7 +159,7 @@ class Worker:
         if tasks_left != 1:  # else there is no next job that could meet anything
             self._baseline = Baseline(self._builtins, self._calls)
             self._garbage.settle()
-        self._helpers = children()
+        self._helpers = tree.living_children()
         self._kept_directory = temporary_directory()
         self._reset_peak()
         self._peak_bytes = _peak_bytes()  # of the jobs that are too short to be measured
@@ -266,7 +272,7 @@ class Worker:
     def _left_something(self) -> bool:
         """Whether a process of the job lives; a directory of its own is removed."""
         remove_temporary_directory(self._kept_directory)
-        living = children()
+        living = tree.living_children()
         return bool(living) and bool(living - self._helpers)
 
     def _end_in_a_child(self) -> None:
@@ -374,25 +380,17 @@ def prove(parcel: Parcel) -> None:
         unpack(parcel)
 
 
-def children() -> frozenset[int]:
-    """The living children of this process; the dead ones are reaped. Costs 2 us where there are none."""
-    try:
-        while _waitpid(-1, os.WNOHANG | _WALL)[0]:
-            pass
-    except ChildProcessError:
-        return frozenset()
-    return frozenset(tree.children(os.getpid()))
-
-
 def _wait_for_the_end() -> None:
     """Stay, so that what the job left behind stays below this process, until the supervisor kills both."""
     while True:
         signal.pause()
 
 
-def run_worker(fds: list[int], load: Callable[[], Bundle], streams: Streams, calls: Calls | None = None) -> int:
+def run_worker(
+    fds: list[int], load: Callable[[], Bundle], streams: Streams, builtins: Builtins, calls: Calls | None = None
+) -> int:
     """Be a worker until its inbox ends. Returns the exit code."""
-    worker = Worker(fds, load, streams, calls)
+    worker = Worker(fds, load, streams, builtins, calls)
     worker.serve()
     worker.flush()
     remove_temporary_directory(None)
