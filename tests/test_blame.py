@@ -1,6 +1,7 @@
 """Whatever a user's exception does, plain bounded words come out."""
 
 import pickle
+import traceback
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_eval.errors import InvalidOutput, JobStop
-from robust_eval.processes import blame as blame_module
 from robust_eval.processes.blame import Unpicklable, blame, rebuilt, traceback_text
 from robust_eval.processes.parcel import pack_plain, unpack
 
@@ -188,7 +188,7 @@ def test_a_traceback_that_cannot_be_formatted_says_so(monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(blame_module.traceback, "format_exception", fail)
+    monkeypatch.setattr(traceback, "format_exception", fail)
     assert traceback_text(ValueError(), unwind=0) == "(the traceback could not be formatted: SystemExit)"
 
 

@@ -56,9 +56,9 @@ def pretend_site() -> None:
     Whoever starts a Python with the options of this one, as `multiprocessing` and joblib do, asks `sys.flags` for them;
     with `-S` it would find no installed package. The flags are a tuple that Python code cannot change.
     """
-    fields = type(sys.flags).__match_args__  # type: ignore[attr-defined]
+    fields = type(sys.flags).__match_args__
     place = id(sys.flags) + tuple.__basicsize__ + fields.index("no_site") * ctypes.sizeof(ctypes.c_void_p)
-    flag = ctypes.py_object.from_address(place)
+    flag: Any = ctypes.py_object.from_address(place)
     if flag.value is sys.flags.no_site:
         flag.value = 0
 
