@@ -336,8 +336,8 @@ class Pool:
             self._record(job_id, value)
         fds = self._frames.fds
         settled: list[Settled] = []
-        for job_id, parcel, *rest, _printed, slot, limit in done:
-            settled.append(Done._make((job_id, landed(wire.unportable(parcel, fds)), *rest, slot, limit)))
+        for job_id, parcel, *rest in done:
+            settled.append(Done(job_id, landed(wire.unportable(parcel, fds)), *rest))
         for job_id, info, blamed, late in failed:
             words = landed(wire.unportable(blamed, fds))
             settled.append(Failed(job_id, info, words, landed(wire.unportable(late, fds))))

@@ -266,7 +266,7 @@ class Shell:
             peak = payload.peak_bytes
         if outcome.kind is None and isinstance(payload, Finished):
             shown = wire.portable(payload.parcel, driver.fds)
-            run = (outcome.begun_at, outcome.ended_at, outcome.attempts, peak, payload.output_tail)
+            run = (outcome.begun_at, outcome.ended_at, outcome.attempts, peak)
             driver.done.append((action.job_id, shown, *run, slot, entry.memory_limit))
             return
         unkilled = self._crew.alive(action.worker_id) if outcome.unkilled and action.worker_id is not None else []
