@@ -307,6 +307,7 @@ def test_a_process_without_its_main_thread_is_told_from_one_that_exits():
     meter.add(2, os.getpid())
     wait_until(lambda: meter.is_headless(1, 0.0) or meter.is_headless(1, 1.0))
     assert not meter.is_headless(2, 9.0)
+    assert meter_module._resident_bytes(pid) > MIB  # below a job, where it is nobody's worker, it is measured
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
     assert not meter.is_headless(1, 9.0)

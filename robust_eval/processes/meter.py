@@ -11,6 +11,7 @@ next have crossed its limit at the fastest rate at which pages can be filled.
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from heapq import heappop, heappush
 from time import monotonic
 
@@ -60,7 +61,8 @@ class Tree:
 
     def exact_bytes(self) -> int:
         """The sum of proportional sizes and swap without mapped files, with the tree stopped by the caller."""
-        return sum(map(_exact_bytes, (self.pid, *tree.descendants(self.pid))))
+        pids = (self.pid, *tree.descendants(self.pid))
+        return sum(_exact_bytes(pid) or _of_a_thread(_exact_bytes, pid) for pid in pids)
 
     def close(self) -> None:
         """Close the kept file."""
@@ -92,11 +94,26 @@ def _exact_by_psutil(pid: int) -> int:
 
 
 def _resident_bytes(pid: int) -> int:
+    if not system.LINUX:
+        return _resident_by_psutil(pid)
+    return _told_bytes(pid) or _of_a_thread(_told_bytes, pid)
+
+
+def _of_a_thread(measure: Callable[[int], int], pid: int) -> int:
+    """What a process takes whose main thread has ended: the kernel shows nothing for that, and all for the others."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return 0
+    return max((measure(int(thread)) for thread in threads if int(thread) != pid), default=0)
+
+
+def _told_bytes(task: int) -> int:
+    try:
+        with open(f"/proc/{task}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
-        return 0 if system.LINUX else _resident_by_psutil(pid)
+        return 0
 
 
 def _resident_by_psutil(pid: int) -> int:
