@@ -322,6 +322,28 @@ def test_an_interrupt_at_the_begin_of_any_call_within_a_gather_loses_nothing():
     assert calls > 20
 
 
+def test_what_an_interrupted_submit_has_sent_is_counted_when_it_arrives(manual, monkeypatch):
+    """Nobody waits for what may not be on its way, and what comes is gathered with the others."""
+    submitted = manual.num_jobs_submitted
+
+    def begin(jobs: list[Job], **_options: object) -> None:
+        manual.begun += jobs
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manual, "_begin", begin)
+        with pytest.raises(KeyboardInterrupt):
+            manual.submit([{"x": 9}])
+    assert manual.num_jobs_submitted == submitted
+    manual._arrivals.put_many([(number, number) for number in range(submitted)])
+    assert len(manual.gather("ALL")) == submitted
+    manual._arrivals.put_many([(submitted, 9)])
+    (late,) = manual.gather("BATCH", size=0)
+    assert late.objective == 9
+    assert manual.jobs[-1] is late
+    assert manual.num_jobs_submitted == manual.num_jobs_gathered == submitted + 1
+
+
 def test_async_gathers_do_the_same(manual):
     """In a running loop, without blocking it."""
 

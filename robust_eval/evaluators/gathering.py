@@ -31,6 +31,8 @@ class Gathering:
         on_error: ``"return"`` or ``"raise"``.
     """
 
+    jobs: list[Job]
+
     def __init__(self, notifier: Notifier, on_error: str) -> None:
         self.jobs_done: list[Job] = []
         self.job_id_gathered: list[str] = []
@@ -41,6 +43,7 @@ class Gathering:
         self.on_error = on_error
         self._notifier = notifier
         self._gathering = threading.Lock()
+        self._uncounted: dict[str, Job] = {}
         self._arrived: deque[Any] = deque()
         self._to_record: deque[Job] = deque()
         self._to_raise: deque[Job] = deque()
@@ -72,7 +75,7 @@ class Gathering:
         if type not in ("ALL", "BATCH"):
             raise InvalidArgument(f'gather type {bounded_repr(type)} is unknown. Choose "ALL" or "BATCH".')
         outstanding = self._outstanding()
-        if not (self.num_jobs_submitted or self.num_jobs_skipped or self._has_resumed):
+        if not (self.num_jobs_submitted or self.num_jobs_skipped or self._has_resumed or self._uncounted):
             raise InvalidArgument("No jobs pending: nothing was submitted. Call submit(configs).")
         if type == "ALL":
             return outstanding
@@ -93,6 +96,9 @@ class Gathering:
         """Take in what has arrived."""
         while self._arrived:
             job = self._settled(self._arrived[0])
+            if self._uncounted and self._uncounted.pop(job.id, None) is job:
+                self.jobs.append(job)
+                self.num_jobs_submitted += 1
             raises = job.failure is not None and self.on_error == "raise"
             stage = self._to_raise if raises else self._to_record
             # The same job again: an interrupt came between these two lines the last time.

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robust_eval.errors import EvaluatorClosed, InvalidArgument, StorageError
+from robust_eval.errors import ASKED_TO_END, EvaluatorClosed, InvalidArgument, StorageError
 from robust_eval.evaluators.arrivals import Mailbox
 from robust_eval.evaluators.keeper import Keeper, KeptMailbox
 from robust_eval.evaluators.outcomes import rebuilt
@@ -56,6 +56,7 @@ class Lasting:
     """
 
     jobs: list[Job]
+    _uncounted: dict[str, Job]
     jobs_done: list[Job]
     job_id_gathered: list[str]
     num_jobs_submitted: int
@@ -208,8 +209,13 @@ class Lasting:
             for job in portion:
                 job.status, job.submitted_at = JobStatus.RUNNING, now
                 self._notifier.notify(self._callbacks, "on_launch", job)
-            self._dispatch(portion, per_job)
-            # Counted once they are on their way: nobody waits for jobs that a backend did not take.
+            # Counted once they are on their way: nobody waits for jobs that a backend did not take. After an interrupt
+            # in between nobody knows, and each is counted as it arrives.
+            try:
+                self._dispatch(portion, per_job)
+            except ASKED_TO_END:
+                self._uncounted.update((job.id, job) for job in portion)
+                raise
             self.jobs += portion
             self.num_jobs_submitted += len(portion)
 
