@@ -208,7 +208,9 @@ class Meter:
     def look(self, worker_id: int, now: float) -> tuple[int, int] | None:
         """Measure a worker that runs a job. The bytes and the limit if it is over; it is then stopped."""
         watch = self._watches[worker_id]
+        looked_at = monotonic()
         resident = watch.tree.resident_bytes()
+        cost_s = monotonic() - looked_at
         if watch.limit is None or resident <= watch.limit:
             watch.shared = 0
         used = max(0, resident - watch.shared)
@@ -224,7 +226,8 @@ class Meter:
             watch.stale_at = now + _PACE * (monotonic() - begun_at)
         watch.used = used
         watch.peak = max(watch.peak, used)
-        self._arm(worker_id, watch, now + _interval_s(watch.limit, used))
+        # To look at a hundred processes takes a while, in which they fill memory.
+        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(watch.limit, used) - cost_s))
         return None
 
     def is_headless(self, worker_id: int, now: float) -> bool:
