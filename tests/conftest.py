@@ -1,6 +1,7 @@
 """What every test keeps: when it ends, no process that it started is left."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,10 @@ _OF_RAY = ("/ray/core/src/", "/ray/_private/", "/ray/autoscaler/", "/ray/dashboa
 # What runs here is the same on every run; the random is in stress/.
 settings.register_profile("deterministic", derandomize=True, database=None)
 settings.load_profile("deterministic")
+
+# A shell has it ignored in what it runs in the background, and the scripts that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _carries_mark(process: psutil.Process, mark: str) -> bool:

@@ -1,5 +1,6 @@
 """From what a pool delivers to settled jobs: each failure in its own words, and nothing that raises."""
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,9 @@ def test_a_job_that_never_reached_the_pool_settles_too(settling: Settling, arriv
     """Its failure arrives like an outcome."""
     failure = Failure("unpicklable", "the configuration is a lock", attempts=0)
     settling.refuse(2, Job("0.2", {}, None), failure)
-    (item,) = arrivals.take(1, 0.0)
+    arrived: deque[Any] = deque()
+    arrivals.take(1, 0.0, arrived)
+    (item,) = arrived
     job = settling.settle(item)
     assert job.failure is failure
     assert job.objective == "F"
