@@ -124,15 +124,19 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 def freeze(pid: int) -> list[int]:
     """Stop a process and everything below it, until nothing new appears. Returns all of them, the top first.
 
-    The kernel lets a fork that has begun come to its end: its child may appear later, and runs.
+    Each is stopped as it is found: to look through a hundred takes milliseconds, in which they could fill memory. The
+    kernel lets a fork that has begun come to its end: its child may appear later, and runs.
     """
-    stopped = [pid]
+    stopped, count = [pid], 0
     known = {pid}
     signal_all(stopped, signal.SIGSTOP)
-    while fresh := [child for child in descendants(pid) if child not in known]:
-        signal_all(fresh, signal.SIGSTOP)
-        known.update(fresh)
-        stopped.extend(fresh)
+    while len(stopped) > count:
+        count = len(stopped)
+        for each in stopped:  # which grows meanwhile
+            fresh = [child for child in children(each) if child not in known]
+            signal_all(fresh, signal.SIGSTOP)
+            known.update(fresh)
+            stopped.extend(fresh)
     return stopped
 
 
