@@ -21,17 +21,7 @@ from typing import Any, Final
 
 from robust_eval.processes import system
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
-from robust_eval.processes.residue import (
-    CoreModules,
-    Habits,
-    Tripwires,
-    arithmetic,
-    rights,
-    settings,
-    surroundings,
-    timers,
-    version_of,
-)
+from robust_eval.processes.residue import CoreModules, Tripwires, arithmetic, settings, surroundings, timers, version_of
 
 # The wrappers of `signal` make enums of what these return, at ten times the cost.
 _signal: Any = importlib.import_module("_signal")
@@ -217,8 +207,8 @@ class Baseline:
         "user",
         "scheduling",
     )
-    _RARE_NAMES: Final = ("working directory", "resource limits", "functions of core modules", "habits")
-    _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "rights", "system calls")
+    _RARE_NAMES: Final = ("working directory", "resource limits", "functions of core modules")
+    _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "system calls")
 
     def __init__(self, builtins: Builtins, calls: Calls | None = None) -> None:
         lowest = _lowest_free_descriptor()
@@ -231,7 +221,6 @@ class Baseline:
         self._builtins = builtins
         self._tripwires = Tripwires()
         self._core = CoreModules()
-        self._habits = Habits()
         self._was = self._look()
         self._was_thorough = _look_thoroughly()
         self._was_rare = self._look_at_the_rare()
@@ -268,8 +257,7 @@ class Baseline:
         )
 
     def _look_at_the_rare(self) -> tuple[object, ...]:
-        limits = list(map(getrlimit, _HARMFUL_LIMITS))
-        return _directory(), limits, self._core.differ_unnoticed(), self._habits.are_changed()
+        return _directory(), list(map(getrlimit, _HARMFUL_LIMITS)), self._core.differ_unnoticed()
 
     def is_changed(self, spent_s: float) -> bool:
         """Whether the worker differs from the baseline. Never raises, whatever state a job has left things in.
@@ -325,7 +313,7 @@ def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[objec
 
 
 def _look_at_the_remote() -> tuple[object, ...]:
-    return timers(), surroundings(), rights(), system.filters_system_calls()
+    return timers(), surroundings(), system.filters_system_calls()
 
 
 def _look_thoroughly() -> tuple[object, object]:

@@ -5,7 +5,6 @@
 
 import _thread
 import contextlib
-import copyreg
 import ctypes
 import gc
 import os
@@ -47,9 +46,7 @@ _IRREVOCABLE = (("sys", "addaudithook"), ("_thread", "start_new_thread"), ("_thr
 _VERSION_OFFSET = 24
 _COLLECTION_SHARE = 20
 _ONE, _LITTLE = 1.0, 2.0**-60
-_CORE_CLASSES = (("json", "JSONEncoder"), ("json", "JSONDecoder"), ("subprocess", "Popen"), ("threading", "Thread"))
-_NAMESPACES = "/proc/self/ns"
-_STATUS = (b"Uid", b"Gid", b"Groups", b"SigIgn", b"SigCgt", b"CapInh", b"CapPrm", b"CapEff", b"NoNewPrivs")
+_NAMESPACES = ("/proc/self/ns/mnt", "/proc/self/ns/net")
 
 
 class Tripwires:
@@ -74,8 +71,7 @@ class CoreModules:
     """The functions of the modules that everybody uses, ours included."""
 
     def __init__(self) -> None:
-        self._spaces: list[dict[Any, Any]] = [vars(sys.modules[name]) for name in _CORE if name in sys.modules]
-        self._spaces.append(copyreg.dispatch_table)  # how things are pickled; libraries add to it as to a module
+        self._spaces = [vars(sys.modules[name]) for name in _CORE if name in sys.modules]
         self._was = [dict(space) for space in self._spaces]
         versions = [version_of(space) for space in self._spaces]
         self._versions = [version for version in versions if version is not None]
@@ -103,7 +99,7 @@ class CoreModules:
         )
 
 
-def version_of(space: dict[Any, Any]) -> "ctypes.c_uint64 | None":
+def version_of(space: dict[str, Any]) -> "ctypes.c_uint64 | None":
     """Where CPython 3.11 keeps the version of a dictionary, which changes with every change of it; None elsewhere.
 
     Comparing all builtins would cost 1.5 us a job, and a look at this one number 0.05.
@@ -206,58 +202,13 @@ def timers() -> object:
 
 
 def surroundings() -> object:
-    """Which root directory there is, and which mounts, network, users and others of the kernel's namespaces."""
+    """Which root directory, mounts and network there are."""
     root = os.stat("/")
-    try:
-        names = os.listdir(_NAMESPACES)
-    except OSError:
-        names = []
-    return root.st_dev, root.st_ino, {name: os.readlink(f"{_NAMESPACES}/{name}") for name in names}
+    return root.st_dev, root.st_ino, *map(_namespace, _NAMESPACES)
 
 
-def rights() -> object:
-    """Who the process is for the kernel, what it may do, and which signals it ignores or handles."""
+def _namespace(path: str) -> str | None:
     try:
-        with open("/proc/self/status", "rb") as file:
-            return [line for line in file if line.partition(b":")[0] in _STATUS]
+        return os.readlink(path)
     except OSError:
         return None
-
-
-# -- what the interpreter and its library go by
-
-
-class Habits:
-    """Settings that are rarely changed, and what everybody's classes consist of.
-
-    A module that is imported later brings its own, which are no change.
-    """
-
-    def __init__(self) -> None:
-        self._modules = [name for name in _CORE if name in sys.modules]
-        self._classes = [getattr(sys.modules[name], each) for name, each in _CORE_CLASSES if name in sys.modules]
-        self._logs = sys.modules.get("logging")
-        self._was = self._now()
-
-    def _now(self) -> tuple[object, ...]:
-        return (
-            None if self._logs is None else self._logs.root.manager.disable,
-            list(sys.argv),
-            sys.executable,
-            getattr(sys, "tracebacklimit", None),
-            sys.get_asyncgen_hooks(),
-            gc.get_debug(),
-            [dict(vars(each)) for each in self._classes],
-            [dict(vars(stream)) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "__dict__")],
-            [sys.modules.get(name) for name in self._modules],
-        )
-
-    def are_changed(self) -> bool:
-        """Whether any of them is another one. Costs about 10 us."""
-        return self._now() != self._was or _temporary_files_are_elsewhere()
-
-
-def _temporary_files_are_elsewhere() -> bool:
-    """Whether somebody has said where temporary files go, rather than let Python find out."""
-    files = sys.modules.get("tempfile")
-    return files is not None and files.tempdir not in {None, *files._candidate_tempdir_list()}  # noqa: SLF001 - no public name
