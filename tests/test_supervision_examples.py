@@ -669,6 +669,24 @@ class TestInbox:
         assert last(world, do.TakeBack) == [do.TakeBack(0)]
         assert world.core.dispatcher.mean_s > 0.1
 
+    def test_a_job_that_came_back_already_is_not_asked_for_again(self):
+        """What lay behind the other job was cancelled, and an idle worker has nothing to take over."""
+        world = ahead(6, num_workers=2)
+        world.begins_job(1)
+        behind = [job.job_id for job in world.core.roster.workers[0].inbox][1]
+        world.cancel(behind)
+        world.returns(0)
+        for job_id in [job.job_id for job in world.core.book.queue]:
+            world.cancel(job_id)
+        while 1 not in world.core.roster.idle:
+            world.ends(1)
+            if world.processes[1].holds():
+                world.begins_job(1)
+            world.results(1)
+            if world.processes[1].running is None and world.processes[1].holds():
+                world.begins_job(1)
+        assert last(world, do.TakeBack) == []
+
     def test_results_may_wait_while_workers_have_their_next_jobs(self):
         """A tenth of a job's time, but not once little is left, nor while a worker is about to die."""
         world = ahead(9, num_workers=2)

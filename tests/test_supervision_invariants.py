@@ -76,6 +76,10 @@ def misname(core: Supervisor) -> None:
     workers(core)[0].state = WorkerState.GONE
 
 
+def doom_nobody(core: Supervisor) -> None:
+    core.roster.doomed.add(99)
+
+
 def forget_idle(core: Supervisor) -> None:
     core.roster.idle.clear()
 
@@ -165,6 +169,7 @@ DAMAGE: list[tuple[Callable[[Supervisor], None], str]] = [
     (refuse_and_wait, "nothing waits while"),
     (misname, "registered under its own id"),
     (forget_idle, "idle and spares are exact"),
+    (doom_nobody, "the doomed are exact"),
     (idle_with_a_job, "has no jobs"),
     (busy_without, "has a job"),
     (hold_alive, "only while it dies"),
