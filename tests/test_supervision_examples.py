@@ -66,6 +66,17 @@ def ahead(count: int, **policy: Any) -> World:
     return world
 
 
+def works_until_idle(world: World, worker_id: int) -> None:
+    """The worker, which has begun a job, ends it and all others that it gets."""
+    while worker_id not in world.core.roster.idle:
+        world.ends(worker_id)
+        if world.processes[worker_id].holds():
+            world.begins_job(worker_id)
+        world.results(worker_id)
+        if world.processes[worker_id].running is None and world.processes[worker_id].holds():
+            world.begins_job(worker_id)
+
+
 def told(world: World, job_id: int = 0) -> tuple[str | None, str]:
     outcome = world.settled[job_id].outcome
     return outcome.kind, outcome.cause
@@ -678,13 +689,7 @@ class TestInbox:
         world.returns(0)
         for job_id in [job.job_id for job in world.core.book.queue]:
             world.cancel(job_id)
-        while 1 not in world.core.roster.idle:
-            world.ends(1)
-            if world.processes[1].holds():
-                world.begins_job(1)
-            world.results(1)
-            if world.processes[1].running is None and world.processes[1].holds():
-                world.begins_job(1)
+        works_until_idle(world, 1)
         assert last(world, do.TakeBack) == []
 
     def test_results_may_wait_while_workers_have_their_next_jobs(self):
@@ -714,13 +719,7 @@ class TestInbox:
         """At the end of a search nobody is idle beside a job that waits; what was begun meanwhile stays where it is."""
         world = ahead(6, num_workers=2)
         world.begins_job(1)
-        while 1 not in world.core.roster.idle:
-            world.ends(1)
-            if world.processes[1].holds():
-                world.begins_job(1)
-            world.results(1)
-            if world.processes[1].running is None and world.processes[1].holds():
-                world.begins_job(1)
+        works_until_idle(world, 1)
         assert last(world, do.TakeBack) == [do.TakeBack(0)]
         world.returns(0)
         assert [action.worker_id for action in last(world, do.SendJob)] == [1]
