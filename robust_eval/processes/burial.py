@@ -79,10 +79,10 @@ class Undertaker:
         Returns:
             For each worker that is gone with its whole tree: its id and its wait status.
         """
-        changed = self._reap()
-        self._free_the_held()
-        if not changed:
-            return []
+        if not self._reap():
+            self._free_the_held()  # an end that cannot be reaped wakes this process again, and then it is alone
+            if not self._deaths:
+                return []
         while self._deaths and self._adopt(now):
             self._reap()
         gone = [death for death in self._deaths if not death.orphans]
@@ -90,8 +90,8 @@ class Undertaker:
         return [(death.worker_id, death.status) for death in gone]
 
     def _reap(self) -> bool:
-        """Reap everything that is dead. Whether anything changed or is overdue."""
-        changed = bool(self._deaths)
+        """Reap everything that is dead. Whether there was anything."""
+        reaped = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -101,13 +101,13 @@ class Undertaker:
                 break
             if os.WIFSTOPPED(status):  # a child that made this process its tracer; it is as alive as before
                 continue
-            changed = True
+            reaped = True
             if pid in self._watched:
                 self._unwatch(self._watched.pop(pid))
             self._held.discard(pid)
             if pid in self._workers:
                 self._deaths.append(_Death(self._workers.pop(pid), status))
-        return changed
+        return reaped
 
     def _free_the_held(self) -> None:
         """End the tracers below this process that keep dead workers from being reaped."""
