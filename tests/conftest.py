@@ -1,7 +1,8 @@
 """What every test keeps: when it ends, no process that it started is left."""
 
-import os
+import compileall
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,16 @@ settings.load_profile("deterministic")
 # A shell has it ignored in what it runs in the background, and the scripts that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Thousands of interpreters start below a run of all tests: none of them should have to compile what it imports.
+
+    It would, where the machine asks Python to write no bytecode (PYTHONDONTWRITEBYTECODE, as container images do).
+    """
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        for directory in ("robust_eval", "tests", "stress"):
+            compileall.compile_dir(config.rootpath / directory, quiet=2)
 
 
 def _carries_mark(process: psutil.Process, mark: str) -> bool:
@@ -61,18 +72,10 @@ def _ours(mark: str) -> set[psutil.Process]:
 
 
 @pytest.fixture(scope="session")
-def session_mark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A value in the environment that every process started by a test inherits.
-
-    Thousands of interpreters start below a run of all tests: what one has compiled is kept for the others, elsewhere
-    than in the checkout, also where the machine asks Python to write no bytecode.
-    """
+def session_mark() -> Iterator[str]:
+    """A value in the environment that every process started by a test inherits."""
     mark = uuid.uuid4().hex
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        patch.setenv("PYTHONPYCACHEPREFIX", str(shared / "bytecode"))
         patch.setenv(SESSION_MARK, mark)
         yield mark
 

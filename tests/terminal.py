@@ -3,13 +3,12 @@
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
 import termios
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from fcntl import ioctl
 from pathlib import Path
 from typing import Self
@@ -19,7 +18,11 @@ _PATIENCE_S = 60.0
 
 
 class Terminal:
-    """Runs a command in a terminal of its own. Its process group is killed at the end of the block."""
+    """Runs a command in a terminal of its own, and reads all that it writes, as a screen does.
+
+    A program whose terminal nobody reads stands still in a write sooner or later. Its process group is killed at the
+    end of the block.
+    """
 
     def __init__(self, command: Sequence[str], cwd: Path, columns: int = 120, rows: int = 40) -> None:
         self._screen, other = pty.openpty()
@@ -33,10 +36,14 @@ class Terminal:
             stderr=other,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  a test of one thread
+            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  no thread of a test holds a lock here
         )
         os.close(other)
         self._seen = b""
+        self._ended = False
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @property
     def seen(self) -> bytes:
@@ -53,27 +60,30 @@ class Terminal:
         os.write(self._screen, keys)
 
     def wait_for(self, text: str) -> None:
-        """Read until the text was written; fail when it never is."""
-        self._read(lambda: text in self.text)
+        """Wait until the text was written; fail when it never is."""
+        self._wait(lambda: text in self.text)
         assert text in self.text, self.text
 
     def wait(self) -> int:
-        """Read to the end, and give the exit code."""
-        self._read(lambda: False)
+        """Wait for the end, with all that was written, and give the exit code."""
+        self._wait(lambda: False)
         return self.process.wait(_PATIENCE_S)
 
-    def _read(self, enough) -> None:
-        ends_at = time.monotonic() + _PATIENCE_S
-        while not enough() and (left_s := ends_at - time.monotonic()) > 0:
-            if not select.select([self._screen], [], [], left_s)[0]:
-                return
+    def _wait(self, enough: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or enough(), _PATIENCE_S)
+
+    def _read(self) -> None:
+        chunk: bytes | None = None
+        while chunk != b"":
             try:
                 chunk = os.read(self._screen, 65536)
             except OSError:  # nobody has the other end any more
-                return
-            if not chunk:
-                return
-            self._seen += chunk
+                chunk = b""
+            with self._changed:
+                self._seen += chunk
+                self._ended = not chunk
+                self._changed.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -82,4 +92,5 @@ class Terminal:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._reader.join(_PATIENCE_S)
         os.close(self._screen)

@@ -48,7 +48,8 @@ class Stubborn(Callback):
 
     def on_close(self):
         open("closing", "w").close()
-        time.sleep(600)
+        while True:  # a signal that comes on the way into a sleep is seen after it
+            time.sleep(0.1)
 
 stubborn = Stubborn()
 value = 7

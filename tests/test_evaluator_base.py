@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import itertools
+import signal
 import sys
 import threading
 import time
@@ -733,3 +734,24 @@ def test_threads_take_turns_more_often_only_while_somebody_gathers():
     finally:
         sys.setswitchinterval(before)
     assert seen == pytest.approx([0.0005, 0.0001, 0.0005])
+
+
+def test_an_interrupt_that_came_to_another_thread_ends_the_wait():
+    """So does one that comes on the way into the wait: Python's handler runs where the main thread next looks."""
+    box = Mailbox()
+
+    def interrupt() -> None:
+        wait_until(lambda: box._wanted == 1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        begun_at = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            box.take(1, 60, deque())
+        assert time.monotonic() - begun_at < 30
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR2, before)

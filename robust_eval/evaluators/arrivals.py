@@ -10,6 +10,7 @@ import asyncio
 import math
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager
 from itertools import repeat
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _HASTE_S: Final = 0.0005
+_GLANCE_S: Final = 0.5
 
 
 class Arrivals(Protocol):
@@ -114,11 +116,20 @@ class Mailbox:
                 self._wanted = minimum
                 try:
                     with _threads_in_haste():
-                        self._arrived.wait_for(lambda: self._wanted == math.inf or len(self._items) >= minimum, timeout)
+                        self._wait(minimum, math.inf if timeout is None else time.monotonic() + timeout)
                 finally:
                     self._wanted = math.inf
             # One step of C code: a signal handler of the user may raise before or after, and no item gets lost.
             into.extend(map(deque.popleft, repeat(self._items, len(self._items))))
+
+    def _wait(self, minimum: int, ends_at: float) -> None:
+        """Wait for as many items, or until the instant.
+
+        Python handles a signal between two steps of its own. One that comes after the last step before the wait, or to
+        another thread, ends no wait: whoever pressed Ctrl-C then would wait for the jobs, if the wait had no end.
+        """
+        while self._wanted != math.inf and len(self._items) < minimum and (left_s := ends_at - time.monotonic()) > 0:
+            self._arrived.wait(min(left_s, _GLANCE_S))
 
     async def take_async(
         self,
