@@ -4,8 +4,9 @@ The sum of resident sizes is cheap and an upper bound: memory shared by forks co
 over the limit the tree is stopped, so that it cannot go on filling memory, and the sum of proportional sizes plus swap
 decides, without the pages of mapped files, which the kernel takes back when it needs them (`smaps_rollup`). What the
 two sums differ by is taken off the cheap one for a while: that sum is blind to forks which write to what they shared,
-so the exact one is asked again, as often as a tenth of the tree's time pays for it. A tree is looked at when it could
-next have crossed its limit at the fastest rate at which pages can be filled.
+so the exact one is asked again, as often as a tenth of the tree's time pays for it, or a third of it where the
+machine's free memory has become less meanwhile, which costs nothing to know. A tree is looked at when it could next
+have crossed its limit at the fastest rate at which pages can be filled.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from robust_eval.processes import system, tree
 _FILL_BYTES_PER_S = 6 * 2**30
 _LEAST_TOLERANCE_BYTES = 64 * 2**20
 _SHORTEST_S, _LONGEST_S = 0.001, 0.5
-_PACE = 10
+_PACE, _PACE_IN_NEED = 10, 2
 _HEADLESS_S = 0.5
 _EXACT = (b"Pss_Anon", b"Pss_Shmem", b"SwapPss")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -128,7 +129,7 @@ def _resident_by_psutil(pid: int) -> int:
 class _Watch:
     """One tree with a job in it."""
 
-    __slots__ = ("due_at", "headless_since", "limit", "peak", "shared", "stale_at", "tree", "used")
+    __slots__ = ("asked_at", "cost_s", "due_at", "free", "headless_since", "limit", "peak", "shared", "tree", "used")
 
     def __init__(self, watched: Tree) -> None:
         self.tree = watched
@@ -137,8 +138,20 @@ class _Watch:
         self.headless_since: float | None = None
         self.peak = 0
         self.shared = 0
-        self.stale_at = 0.0
+        self.asked_at = self.cost_s = 0.0
+        self.free = 0
         self.used = 0
+
+    def is_stale(self, now: float) -> bool:
+        """Whether the exact sum should be asked again."""
+        waited_s = now - self.asked_at
+        if waited_s < _PACE_IN_NEED * self.cost_s:
+            return False
+        return waited_s >= _PACE * self.cost_s or self.free - _free_bytes() > _tolerance_bytes(self.limit or 0) // 4
+
+    def note_exact(self, cost_s: float) -> None:
+        """The exact sum was asked, which took so long; the tree goes on now."""
+        self.asked_at, self.cost_s, self.free = monotonic(), cost_s, _free_bytes()
 
 
 class Meter:
@@ -214,7 +227,7 @@ class Meter:
         if watch.limit is None or resident <= watch.limit:
             watch.shared = 0
         used = max(0, resident - watch.shared)
-        if watch.limit is not None and (used > watch.limit or (watch.shared and now >= watch.stale_at)):
+        if watch.limit is not None and (used > watch.limit or (watch.shared and watch.is_stale(now))):
             begun_at = monotonic()
             stopped = tree.freeze(watch.tree.pid)
             used = watch.tree.exact_bytes()
@@ -222,8 +235,8 @@ class Meter:
             if used > watch.limit:
                 return used, watch.limit
             watch.shared = max(0, resident - used)
+            watch.note_exact(monotonic() - begun_at)
             tree.signal_all(stopped, signal.SIGCONT)
-            watch.stale_at = now + _PACE * (monotonic() - begun_at)
         watch.used = used
         watch.peak = max(watch.peak, used)
         # To look at a hundred processes takes a while, in which they fill memory.
@@ -247,10 +260,18 @@ class Meter:
         self._arm(worker_id, watch, now + _SHORTEST_S)
 
 
+def _free_bytes() -> int:
+    """Memory of the machine that nobody has: sysinfo(2), in half a microsecond."""
+    return os.sysconf("SC_AVPHYS_PAGES") * _PAGE_BYTES if system.LINUX else 0
+
+
+def _tolerance_bytes(limit: int) -> int:
+    return max(limit // 10, _LEAST_TOLERANCE_BYTES)
+
+
 def _interval_s(limit: int | None, used: int) -> float:
     """How long a tree of this size may be left alone."""
     if limit is None:
         return _LONGEST_S
-    tolerance = max(limit // 10, _LEAST_TOLERANCE_BYTES)
-    headroom = max(tolerance // 2, limit - used)
+    headroom = max(_tolerance_bytes(limit) // 2, limit - used)
     return min(_LONGEST_S, max(_SHORTEST_S, headroom / _FILL_BYTES_PER_S))
