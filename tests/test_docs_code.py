@@ -11,6 +11,8 @@ import typer
 
 from robust_eval.cli.app import app
 
+pytestmark = pytest.mark.no_cover  # what it runs is measured by the tests of its parts
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The whole info string is read, so that a block cannot opt out by a word after the language.
