@@ -69,6 +69,9 @@ def in_child(function: Callable[[], Any]) -> Any:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        # A coverage measurement begins anew in each fork, at the cost of all modules that are loaded, and in a fork of
+        # this child twice. That much is enough.
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
         try:
             answer = (True, function())
         except BaseException:  # noqa: BLE001 - told to the parent

@@ -328,6 +328,8 @@ def be_traced_by_an_orphan() -> None:
     """A daemon of this process becomes its tracer, and stays."""
     traced, libc = os.getpid(), ctypes.CDLL(None)
     seize = 0x4206
+    # Each signal that reaches who is traced stops it until its tracer has seen that: so would the end of a child here.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     leave(fork_again, os.setsid, lambda: libc.ptrace(seize, traced, None, None))
 
 

@@ -6,6 +6,7 @@ import ctypes
 import decimal
 import faulthandler
 import gc
+import importlib
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -74,6 +76,10 @@ def make_a_timer() -> None:
     ctypes.CDLL(None).timer_create(monotonic, None, ctypes.byref(ctypes.c_void_p()))
 
 
+def ignore_in_c() -> None:
+    ctypes.CDLL(None).signal(int(signal.SIGCHLD), ctypes.c_void_p(1))
+
+
 def leave_the_network() -> None:
     new_network = 0x40000000
     ctypes.CDLL(None).unshare(new_network)
@@ -124,6 +130,8 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("arithmetic", lambda: setattr(decimal.getcontext(), "prec", 3)),
     ("timers of the kernel", make_a_timer),
     ("surroundings", leave_the_network),
+    ("ignored signals", ignore_in_c),
+    ("temporary directory", lambda: setattr(tempfile, "tempdir", "elsewhere")),
     ("signal handlers", lambda: signal.signal(STOP_SIGNAL, signal.SIG_IGN)),
     ("scheduling", lambda: os.nice(1)),
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
@@ -163,6 +171,20 @@ def test_what_a_job_changed_is_named(name: str, change: Callable[[], Any]):
         return before, baseline.changed()
 
     assert in_clean_child(look) == (None, name)
+
+
+def test_the_first_use_of_a_module_is_no_change():
+    """A job that is the first to calculate with `decimal`, or to ask for a temporary file, changes nothing by that."""
+
+    def look() -> list[str | None]:
+        for name in ("decimal", "_decimal", "tempfile"):
+            sys.modules.pop(name, None)
+        baseline = Baseline(Builtins(), Calls())
+        assert importlib.import_module("decimal").Decimal(1) / 3
+        importlib.import_module("tempfile").gettempdir()
+        return [baseline.changed(), baseline.changed_thoroughly()]
+
+    assert in_clean_child(look) == [None, None]
 
 
 @pytest.mark.parametrize(("name", "change"), THOROUGH, ids=lambda value: value if isinstance(value, str) else "")

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from resource import getrlimit
 from typing import Any, Final
 
-from robust_eval.processes import system
+from robust_eval.processes import residue, system
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
-from robust_eval.processes.residue import CoreModules, Tripwires, arithmetic, settings, surroundings, timers, version_of
+from robust_eval.processes.residue import CoreModules, Tripwires, arithmetic, settings, tempdir, version_of
 
 # The wrappers of `signal` make enums of what these return, at ten times the cost.
 _signal: Any = importlib.import_module("_signal")
@@ -206,9 +206,10 @@ class Baseline:
         "arithmetic",
         "user",
         "scheduling",
+        "temporary directory",
     )
     _RARE_NAMES: Final = ("working directory", "resource limits", "functions of core modules")
-    _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "system calls")
+    _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "ignored signals", "system calls")
 
     def __init__(self, builtins: Builtins, calls: Calls | None = None) -> None:
         lowest = _lowest_free_descriptor()
@@ -218,6 +219,7 @@ class Baseline:
         self._streams = (sys.stdout, sys.stderr, sys.stdin)
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
         self._environment_type = type(os.environ)
+        self._usual = residue.usual_temporary_directories()
         self._builtins = builtins
         self._tripwires = Tripwires()
         self._core = CoreModules()
@@ -254,6 +256,7 @@ class Baseline:
             arithmetic(),
             (os.geteuid(), os.getegid()),
             _scheduling(),
+            tempdir(self._usual),
         )
 
     def _look_at_the_rare(self) -> tuple[object, ...]:
@@ -313,7 +316,7 @@ def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[objec
 
 
 def _look_at_the_remote() -> tuple[object, ...]:
-    return timers(), surroundings(), system.filters_system_calls()
+    return residue.timers(), residue.surroundings(), residue.ignored_signals(), system.filters_system_calls()
 
 
 def _look_thoroughly() -> tuple[object, object]:

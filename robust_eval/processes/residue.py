@@ -46,6 +46,12 @@ _IRREVOCABLE = (("sys", "addaudithook"), ("_thread", "start_new_thread"), ("_thr
 _VERSION_OFFSET = 24
 _COLLECTION_SHARE = 20
 _ONE, _LITTLE = 1.0, 2.0**-60
+_TEMPORARY_DIRECTORIES = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108 - nothing is made there
+# What a job finds that is the first to import `decimal`, which is no change.
+_DEFAULT_CONTEXT = (
+    "Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999, capitals=1, clamp=0, flags=[], "
+    "traps=[InvalidOperation, DivisionByZero, Overflow])"
+)
 _NAMESPACES = ("/proc/self/ns/mnt", "/proc/self/ns/net")
 
 
@@ -189,7 +195,26 @@ def arithmetic() -> object:
     Each job has a context of its own, but a decimal context that was there before the first is shared by all.
     """
     decimal = sys.modules.get("decimal")
-    return _ONE + _LITTLE, _ONE - _LITTLE, None if decimal is None else str(decimal.getcontext())
+    if decimal is None:
+        return _ONE + _LITTLE, _ONE - _LITTLE, None
+    decimal.getcontext().clear_flags()  # that a result was rounded once is no change
+    context = str(decimal.getcontext())
+    return _ONE + _LITTLE, _ONE - _LITTLE, None if context == _DEFAULT_CONTEXT else context
+
+
+def usual_temporary_directories() -> frozenset[str | None]:
+    """Where `tempfile` looks; and None, which it goes by before it has looked."""
+    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    with contextlib.suppress(OSError):
+        return frozenset((None, *map(os.path.abspath, named), *_TEMPORARY_DIRECTORIES, os.getcwd()))
+    return frozenset((None, *_TEMPORARY_DIRECTORIES))
+
+
+def tempdir(usual: frozenset[str | None]) -> str | None:
+    """Where a job had `tempfile` put all files from then on; to have asked for the usual place is no change."""
+    tempfile = sys.modules.get("tempfile")
+    chosen: str | None = None if tempfile is None else tempfile.tempdir
+    return None if chosen in usual else chosen
 
 
 def timers() -> object:
@@ -205,6 +230,15 @@ def surroundings() -> object:
     """Which root directory, mounts and network there are."""
     root = os.stat("/")
     return root.st_dev, root.st_ino, *map(_namespace, _NAMESPACES)
+
+
+def ignored_signals() -> bytes | None:
+    """What the kernel says is ignored. Code in C can have it so, and Python's own table shows nothing then."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return next((line for line in file if line.startswith(b"SigIgn:")), None)
+    except OSError:
+        return None
 
 
 def _namespace(path: str) -> str | None:
