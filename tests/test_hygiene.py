@@ -187,6 +187,23 @@ def test_the_first_use_of_a_module_is_no_change():
     assert in_clean_child(look) == [None, None]
 
 
+def test_what_a_module_sets_on_its_import_is_no_change(tmp_path: Any):
+    """As scikit-learn does; what the job itself sets is one, of the same name, too."""
+    (tmp_path / "setting_on_import.py").write_text(
+        "import os\nos.environ.update(SET_ON_IMPORT='1', SHORT='1')\ndel os.environ['SHORT']\n"
+    )
+
+    def look() -> list[str | None]:
+        sys.path.insert(0, str(tmp_path))
+        baseline = Baseline(Builtins(), Calls().listen())
+        importlib.import_module("setting_on_import")
+        seen = [baseline.changed()]
+        os.environ["SET_ON_IMPORT"] = "2"
+        return [*seen, baseline.changed(), Baseline(Builtins()).changed()]
+
+    assert in_clean_child(look) == [None, "environment", None]
+
+
 @pytest.mark.parametrize(("name", "change"), THOROUGH, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_takes_a_closer_look_is_named_then(name: str, change: Callable[[], Any]):
     """The quick look does not see it and the thorough one does."""

@@ -53,6 +53,7 @@ _HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
         "RLIMIT_STACK",
     )
 )
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 LONG_S = 0.001
 _VERY_LONG_S = 0.1
 _SELF = 0
@@ -150,6 +151,14 @@ class Builtins:
             self._seen = version.value
 
 
+def _is_importing() -> bool:
+    """Whether this is called by a module's code on the way of its import."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller
+    while frame.f_back is not None and frame.f_code.co_filename != _IMPORT_SYSTEM:
+        frame = frame.f_back
+    return frame.f_code.co_filename == _IMPORT_SYSTEM
+
+
 class Calls:
     """Whether a call was made that changes what is looked at only after such a call.
 
@@ -161,17 +170,23 @@ class Calls:
         {"os.chdir", "resource.setrlimit", "resource.prlimit", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function"}
     )
 
+    _VARIABLES: Final = frozenset({"os.putenv", "os.unsetenv"})
+
     def __init__(self) -> None:
         self.made = False
+        self.set_by_imports: dict[bytes, bytes | None] = {}
 
     def listen(self) -> "Calls":
         """Hear of every call from now on, also in the forks of this process."""
         sys.addaudithook(self._on_event)
         return self
 
-    def _on_event(self, event: str, _args: object) -> None:
+    def _on_event(self, event: str, args: tuple[Any, ...]) -> None:
         if event in self._EVENTS:
             self.made = True
+        elif event in self._VARIABLES and _is_importing():
+            name, value = (*args, None)[:2]
+            self.set_by_imports[name] = value
 
 
 class Baseline:
@@ -217,7 +232,7 @@ class Baseline:
         self._descriptors = range(lowest, lowest + _MOST_LEAKED_DESCRIPTORS)
         self._least = len(sys.modules), len(sys.path), len(sys.meta_path)
         self._streams = (sys.stdout, sys.stderr, sys.stdin)
-        self._environment = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
+        self._environment: dict[bytes, bytes | None] = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
         self._environment_type = type(os.environ)
         self._usual = residue.usual_temporary_directories()
         self._builtins = builtins
@@ -228,6 +243,8 @@ class Baseline:
         self._was_rare = self._look_at_the_rare()
         self._was_remote = _look_at_the_remote()
         self._calls = calls
+        if calls is not None:
+            calls.set_by_imports.clear()
 
     def _look(self) -> tuple[object, ...]:
         """In the order of the names. This is done after every job: calls stand here as they are."""
@@ -282,7 +299,7 @@ class Baseline:
         """The name of something that differs from the baseline, or None. Costs about 5 us."""
         if self._builtins.spoiled:
             return "builtins"
-        if type(os.environ) is not self._environment_type or os.environ._data != self._environment:  # type: ignore[attr-defined] # noqa: SLF001 - as above
+        if type(os.environ) is not self._environment_type or self._environment_differs():
             return "environment"
         stdout, stderr, stdin = self._streams
         if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not stdin:
@@ -293,6 +310,17 @@ class Baseline:
         if self._calls is None or self._calls.made:
             return self._rarely_changed() or self._remotely_changed()
         return None
+
+    def _environment_differs(self) -> bool:
+        """What a module sets on its import belongs to the module: it stays, as that does (scikit-learn, for one)."""
+        variables = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - as above
+        if variables == self._environment:
+            return False
+        if self._calls is not None:
+            self._environment |= self._calls.set_by_imports
+            self._calls.set_by_imports.clear()
+            self._environment = {name: value for name, value in self._environment.items() if value is not None}
+        return bool(variables != self._environment)
 
     def _rarely_changed(self) -> str | None:
         return _differing(self._RARE_NAMES, self._look_at_the_rare(), self._was_rare)
