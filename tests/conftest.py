@@ -91,8 +91,11 @@ def cluster(session_mark: str) -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def unmeasured_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes of a test that is marked `no_cover` are not measured either, which costs half of their time."""
-    if request.node.get_closest_marker("no_cover"):
+    """The processes of a test that is marked so are not measured for coverage, which costs half of their time.
+
+    The mark `no_cover` of pytest-cov is not for many tests: after each, all later forks begin one measurement more.
+    """
+    if request.node.get_closest_marker("unmeasured"):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 

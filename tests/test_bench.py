@@ -15,7 +15,7 @@ from stress.bench.fault_cell import GUILTY, JOBS, MORE
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.faults import CATALOGUE
 
-pytestmark = pytest.mark.no_cover  # what it runs is measured by the tests of its parts
+pytestmark = pytest.mark.unmeasured  # what it runs is measured by the tests of its parts
 
 ROOT = Path(__file__).resolve().parent.parent
 

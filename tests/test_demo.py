@@ -91,7 +91,7 @@ def test_the_sweep_calls_the_simulation_that_is_named():
     assert sweep.run(job) == simulations.quadrature(10)
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_the_demo_reports_every_cause_and_ends_well(tmp_path: Path):
     """In a minute: exit code 0, a row for each configuration, every kind with its example, no process left."""
     done = subprocess.run(

@@ -7,7 +7,7 @@ import pytest
 from stress.faults import CATALOGUE
 from stress.trial import hold_against
 
-pytestmark = pytest.mark.no_cover  # what it runs is measured by the tests of its parts
+pytestmark = pytest.mark.unmeasured  # what it runs is measured by the tests of its parts
 
 # One or two of each kind, and whatever is alone in taking some way through the code.
 FORKED = (

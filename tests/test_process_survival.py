@@ -19,7 +19,7 @@ from waiting import alive_with, is_alive, nothing_left, wait_until
 
 from robust_eval import ProcessPoolEvaluator, RobustEvalError, RunningJob
 
-pytestmark = pytest.mark.no_cover  # what it runs is measured by the tests of its parts
+pytestmark = pytest.mark.unmeasured  # what it runs is measured by the tests of its parts
 
 GONE_WITHIN_S = 2.0
 
