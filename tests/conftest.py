@@ -90,13 +90,15 @@ def cluster(session_mark: str) -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def unmeasured_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def unmeasured_children(request: pytest.FixtureRequest) -> Iterator[None]:
     """The processes of a test that is marked so are not measured for coverage, which costs half of their time.
 
     The mark `no_cover` of pytest-cov is not for many tests: after each, all later forks begin one measurement more.
     """
-    if request.node.get_closest_marker("unmeasured"):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    with pytest.MonkeyPatch.context() as patch:  # a test's own is undone before processes are counted
+        if request.node.get_closest_marker("unmeasured"):
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
