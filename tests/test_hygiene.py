@@ -7,8 +7,10 @@ import decimal
 import faulthandler
 import gc
 import importlib
+import locale
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import signal
@@ -29,7 +31,8 @@ from children import Helper, in_child
 
 from robust_eval.processes import hygiene
 from robust_eval.processes import randomness as randomness_module
-from robust_eval.processes.hygiene import Baseline, Builtins, Calls
+from robust_eval.processes.heard import Calls
+from robust_eval.processes.hygiene import Baseline, Builtins
 from robust_eval.processes.layout import STOP_SIGNAL
 from robust_eval.processes.randomness import Randomness
 
@@ -227,6 +230,82 @@ def test_a_processor_chosen_is_noticed():
         return baseline.changed()
 
     assert in_clean_child(look) == "scheduling"
+
+
+def mask_as_early_as_imported() -> None:
+    importlib.import_module("masking_early").mask()
+
+
+NOTED: list[tuple[str, Callable[[], Any]]] = [
+    ("signal handlers", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)),
+    ("signal mask", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])),
+    ("timers", lambda: signal.setitimer(signal.ITIMER_REAL, 1000.0)),
+    ("timers", lambda: signal.alarm(1000)),
+    ("signal descriptor", lambda: signal.set_wakeup_fd(_not_blocking())),
+    ("umask", lambda: os.umask(0o777)),
+    ("umask", lambda: importlib.import_module("posix").umask(0o777)),
+    ("umask", mask_as_early_as_imported),
+    ("locale", lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8")),
+    ("scheduling", lambda: os.nice(1)),
+    ("scheduling", lambda: os.setpriority(os.PRIO_PROCESS, 0, 1)),
+    ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
+    ("working directory", lambda: os.chdir("..")),
+    ("resource limits", halve_open_files),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), NOTED, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_call_that_is_heard_of_is_followed_by_a_look(
+    name: str, change: Callable[[], Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """After a job as short as can be: none of this is looked at after jobs that made no such call."""
+    (tmp_path / "masking_early.py").write_text("from os import umask\ndef mask():\n    umask(0o777)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def look() -> list[str | None]:
+        calls = Calls().listen()
+        importlib.import_module("masking_early")
+        baseline = Baseline(Builtins(), calls)
+        before = baseline.changed()
+        change()
+        return [before, baseline.changed()]
+
+    assert in_clean_child(look) == [None, name]
+
+
+def test_what_a_job_puts_back_costs_no_worker():
+    """It is looked at once, and not again after the jobs that follow."""
+
+    def look() -> tuple[str | None, bool, str | None]:
+        calls = Calls().listen()
+        baseline = Baseline(Builtins(), calls)
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, before)
+        return baseline.changed(), calls.passing, baseline.changed()
+
+    assert in_clean_child(look) == (None, False, None)
+
+
+def test_what_no_call_told_of_is_seen_after_a_long_job():
+    """As what code in C has changed."""
+
+    def look() -> tuple[bool, bool]:
+        unheard = os.umask
+        baseline = Baseline(Builtins(), Calls().listen())
+        unheard(0o777)
+        return baseline.is_changed(0.0), baseline.is_changed(2 * hygiene.LONG_S)
+
+    assert in_clean_child(look) == (False, True)
+
+
+def test_functions_that_are_listened_to_pickle_and_keep_their_names():
+    """Under the name that they have everywhere, so that one travels to a process where nobody listens."""
+
+    def look() -> tuple[object, str]:
+        Calls().listen()
+        return pickle.loads(pickle.dumps(os.umask)) is os.umask, os.umask.__name__
+
+    assert in_clean_child(look) == (True, "umask")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -20,6 +20,7 @@ from resource import getrlimit
 from typing import Any, Final
 
 from robust_eval.processes import residue, system
+from robust_eval.processes.heard import Calls
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
 from robust_eval.processes.residue import CoreModules, Tripwires, arithmetic, settings, tempdir, version_of
 
@@ -31,6 +32,7 @@ getitimer: Callable[[int], tuple[float, float]] = _signal.getitimer
 set_wakeup_fd: Callable[[int], int] = _signal.set_wakeup_fd
 # Not the one of `locale`, which takes a while to import and to say the same.
 setlocale: Callable[[int], str] = importlib.import_module("_locale").setlocale
+umask: Callable[[int], int] = os.umask  # as it is before anybody takes note of its calls, like those above
 _ALL_CATEGORIES: int = importlib.import_module("_locale").LC_ALL
 _BUILTINS = vars(builtins)
 _SIGNALS = tuple(
@@ -53,7 +55,6 @@ _HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
         "RLIMIT_STACK",
     )
 )
-_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 LONG_S = 0.001
 _VERY_LONG_S = 0.1
 _SELF = 0
@@ -61,8 +62,8 @@ _MOST_LEAKED_DESCRIPTORS = 256
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    mask = umask(0)
+    umask(mask)
     return mask
 
 
@@ -151,82 +152,49 @@ class Builtins:
             self._seen = version.value
 
 
-def _is_importing() -> bool:
-    """Whether this is called by a module's code on the way of its import."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller
-    while frame.f_back is not None and frame.f_code.co_filename != _IMPORT_SYSTEM:
-        frame = frame.f_back
-    return frame.f_code.co_filename == _IMPORT_SYSTEM
-
-
-class Calls:
-    """Whether a call was made that changes what is looked at only after such a call.
-
-    Python tells its audit hooks of these calls. Code in C may call the kernel itself, which is why `ctypes` counts as
-    such a call, and why all is looked at after a long job.
-    """
-
-    _EVENTS: Final = frozenset(
-        {"os.chdir", "resource.setrlimit", "resource.prlimit", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function"}
-    )
-
-    _VARIABLES: Final = frozenset({"os.putenv", "os.unsetenv"})
-
-    def __init__(self) -> None:
-        self.made = False
-        self.set_by_imports: dict[bytes, bytes | None] = {}
-
-    def listen(self) -> "Calls":
-        """Hear of every call from now on, also in the forks of this process."""
-        sys.addaudithook(self._on_event)
-        return self
-
-    def _on_event(self, event: str, args: tuple[Any, ...]) -> None:
-        if event in self._EVENTS:
-            self.made = True
-        elif event in self._VARIABLES and _is_importing():
-            name, value = (*args, None)[:2]
-            self.set_by_imports[name] = value
-
-
 class Baseline:
     """The state of the worker before its first job.
 
     Args:
         builtins: are restored by the caller.
-        calls: say when the rarely changed is looked at; by default always.
+        calls: say when the rarely changed is looked at; by default after every job.
     """
 
     _NAMES: Final = (
         "threads",
         "descriptors",
-        "signal handlers",
-        "timers",
-        "signal mask",
-        "signal descriptor",
         "recursion limit",
         "garbage collector",
-        "umask",
         "trace function",
         "hooks",
         "faulthandler",
         "output",
         "warnings",
-        "locale",
         "start method",
         "modules",
         "core modules",
         "hidden hooks or threads",
         "settings",
         "arithmetic",
-        "user",
-        "scheduling",
         "temporary directory",
     )
-    _RARE_NAMES: Final = ("working directory", "resource limits", "functions of core modules")
+    _RARE_NAMES: Final = (
+        "working directory",
+        "resource limits",
+        "functions of core modules",
+        "signal handlers",
+        "timers",
+        "signal mask",
+        "signal descriptor",
+        "umask",
+        "locale",
+        "user",
+        "scheduling",
+    )
     _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "ignored signals", "system calls")
 
     def __init__(self, builtins: Builtins, calls: Calls | None = None) -> None:
+        made = calls is not None and calls.made  # before what is called here
         lowest = _lowest_free_descriptor()
         # A file or two may be kept open on purpose. Hundreds are a leak, and fewer than before are somebody else's.
         self._descriptors = range(lowest, lowest + _MOST_LEAKED_DESCRIPTORS)
@@ -236,6 +204,8 @@ class Baseline:
         self._environment_type = type(os.environ)
         self._usual = residue.usual_temporary_directories()
         self._builtins = builtins
+        self._filters = list(warnings.filters)
+        self._raising = _raising_warnings()
         self._tripwires = Tripwires()
         self._core = CoreModules()
         self._was = self._look()
@@ -245,6 +215,7 @@ class Baseline:
         self._calls = calls
         if calls is not None:
             calls.set_by_imports.clear()
+            calls.made, calls.passing = made, False
 
     def _look(self) -> tuple[object, ...]:
         """In the order of the names. This is done after every job: calls stand here as they are."""
@@ -252,32 +223,37 @@ class Baseline:
         return (
             _thread._count(),  # noqa: SLF001 - all threads that Python started, in 50 ns
             _lowest_free_descriptor() in self._descriptors,
-            tuple(map(getsignal, _SIGNALS)),
-            (getitimer(_REAL), getitimer(_VIRTUAL), getitimer(_PROF)),
-            pthread_sigmask(signal.SIG_BLOCK, ()),
-            set_wakeup_fd(-1),
             sys.getrecursionlimit(),
             (gc.isenabled(), gc.get_threshold()),
-            _umask(),
             (sys.gettrace(), sys.getprofile()),
             (sys.excepthook, sys.unraisablehook, threading.excepthook, tuple(gc.callbacks)),
             faulthandler.is_enabled(),
             _output(),
-            _raising_warnings(),
-            setlocale(_ALL_CATEGORIES),
+            warnings.filters == self._filters or _raising_warnings() == self._raising,
             _start_method(),
             len(sys.modules) >= modules and len(sys.path) >= path and len(sys.meta_path) >= finders,
             self._core.are_changed(),
             self._tripwires.touched,
             settings(),
             arithmetic(),
-            (os.geteuid(), os.getegid()),
-            _scheduling(),
             tempdir(self._usual),
         )
 
     def _look_at_the_rare(self) -> tuple[object, ...]:
-        return _directory(), list(map(getrlimit, _HARMFUL_LIMITS)), self._core.differ_unnoticed()
+        """In the order of their names: what is looked at after a call that may have changed it, and after long jobs."""
+        return (
+            _directory(),
+            list(map(getrlimit, _HARMFUL_LIMITS)),
+            self._core.differ_unnoticed(),
+            tuple(map(getsignal, _SIGNALS)),
+            (getitimer(_REAL), getitimer(_VIRTUAL), getitimer(_PROF)),
+            pthread_sigmask(signal.SIG_BLOCK, ()),
+            set_wakeup_fd(-1),
+            _umask(),
+            setlocale(_ALL_CATEGORIES),
+            (os.geteuid(), os.getegid()),
+            _scheduling(),
+        )
 
     def is_changed(self, spent_s: float) -> bool:
         """Whether the worker differs from the baseline. Never raises, whatever state a job has left things in.
@@ -296,7 +272,7 @@ class Baseline:
             return True
 
     def changed(self) -> str | None:
-        """The name of something that differs from the baseline, or None. Costs about 5 us."""
+        """The name of something that differs from the baseline, or None."""
         if self._builtins.spoiled:
             return "builtins"
         if type(os.environ) is not self._environment_type or self._environment_differs():
@@ -307,8 +283,15 @@ class Baseline:
         now = self._look()
         if now != self._was:
             return _differing(self._NAMES, now, self._was)
-        if self._calls is None or self._calls.made:
+        return self._changed_by_calls()
+
+    def _changed_by_calls(self) -> str | None:
+        calls = self._calls
+        if calls is None or calls.made:
             return self._rarely_changed() or self._remotely_changed()
+        if calls.passing:
+            calls.passing = False
+            return self._rarely_changed()
         return None
 
     def _environment_differs(self) -> bool:

@@ -5,7 +5,8 @@ import os
 import sys
 
 from robust_eval.processes import loading, system
-from robust_eval.processes.hygiene import Builtins, Calls
+from robust_eval.processes.heard import Calls
+from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, run_worker
 

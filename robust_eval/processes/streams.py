@@ -1,8 +1,14 @@
-"""The standard streams of a worker: nothing comes in, and what goes out reaches the supervisor's pipe."""
+"""The standard streams of a worker: nothing comes in, and what goes out reaches the supervisor's pipe.
+
+There a mark stands behind what each job has printed, which may have come by any way: from code in C, for one.
+"""
 
 import io
 import os
 import sys
+
+from robust_eval.processes.layout import NUMBER
+from robust_eval.processes.outbox import Written
 
 
 class Streams:
@@ -36,3 +42,42 @@ class Streams:
                 stream.flush()
             except (OSError, ValueError):
                 continue
+
+
+class Printed:
+    """What jobs print, told apart.
+
+    Args:
+        streams: of this process.
+        output: the descriptor of the pipe.
+        written: how much is in it.
+    """
+
+    def __init__(self, streams: Streams, output: int, written: Written) -> None:
+        self._streams = streams
+        self._output = output
+        self._written = written
+        self._marker = b""
+        self._level: int | None = None
+
+    def begin(self, marker: bytes) -> None:
+        """What is there now is no job's. Marks begin with the marker, which no output has in it by chance."""
+        self._marker = marker
+        self._level = self._written.count()
+
+    def mark(self, job_id: int) -> bool:
+        """Flush what the job printed, and mark its end in the output if there is any. Whether there is."""
+        self._streams.flush()
+        before = self._level
+        if before is not None and self._written.is_just(before):
+            return False
+        level = self._written.count()
+        if level is not None and level == before:
+            return False
+        mark = self._marker + NUMBER.pack(job_id)
+        try:
+            os.write(self._output, mark)
+        except OSError:
+            return False
+        self._level = None if level is None else level + len(mark)
+        return True

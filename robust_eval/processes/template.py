@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
-from robust_eval.processes.hygiene import Builtins, Calls
+from robust_eval.processes.heard import Calls
+from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import Bundle, high, run_worker
 

@@ -24,7 +24,8 @@ from robust_eval.errors import JobStop
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
-from robust_eval.processes.hygiene import LONG_S, Baseline, Builtins, Calls
+from robust_eval.processes.heard import Calls
+from robust_eval.processes.hygiene import LONG_S, Baseline, Builtins
 from robust_eval.processes.kinship import Kinship
 from robust_eval.processes.layout import (
     BEGUN_AT,
@@ -33,7 +34,6 @@ from robust_eval.processes.layout import (
     LEDGER_BYTES,
     LEDGER_OVER,
     LOST_AT,
-    NUMBER,
     READ_AT,
     READING_AT,
     STAMP_BYTES,
@@ -54,7 +54,7 @@ from robust_eval.processes.parcel import (
 )
 from robust_eval.processes.randomness import Randomness
 from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
-from robust_eval.processes.streams import Streams
+from robust_eval.processes.streams import Printed, Streams
 
 _MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
 _FORK_S = 0.00003  # no interpreter makes a process in less; any other is found with the last job of a message
@@ -124,7 +124,7 @@ class Worker:
         self._numbers = memoryview(self._stamps).cast("Q")
         self._instants = memoryview(self._stamps).cast("d")
         self._outbox = Outbox(self._claims, far_end, self._stamps, self._give_up)
-        self._printed_bytes = Written(output, self._numbers, READ_AT // 8, READING_AT // 8)
+        self._printed = Printed(streams, output, Written(output, self._numbers, READ_AT // 8, READING_AT // 8))
         self._peak_bytes = 0
         self._ledger = mmap.mmap(ledger, LEDGER_BYTES)
         os.close(ledger)
@@ -133,11 +133,8 @@ class Worker:
         self._birthmark = system.Birthmark()
         self._job_id = 0
         self._in_user_code = False
-        self._marker = b""
         self._clear_refs = _open_clear_refs()
         self._begun_log = high(begun) if (begun := open_begun()) >= 0 else -1
-        self._output = output
-        self._output_level: int | None = None
         self._builtins = builtins
         self._baseline: Baseline | None = None
         self._garbage = Garbage()
@@ -151,7 +148,6 @@ class Worker:
         if not assigned or not isinstance(assigned[0].payload, bytes):
             return
         settings = marshal.loads(assigned[0].payload)
-        self._marker = settings["marker"]
         bundle = self._start(settings)
         if bundle is None:
             return
@@ -163,7 +159,7 @@ class Worker:
         self._kept_directory = temporary_directory()
         self._reset_peak()
         self._peak_bytes = _peak_bytes()  # of the jobs that are too short to be measured
-        self._output_level = self._printed_bytes.count()
+        self._printed.begin(settings["marker"])
         self._outbox.send(wire.READY)
         while packets := self._inbox.read():
             for index, packet in enumerate(packets, 1):
@@ -243,7 +239,7 @@ class Worker:
             self._garbage.collect(spent_s, monotonic)
         if self._outbox.is_written_by_others():
             self._give_up()
-        flags = wire.PRINTED if self._printed(job_id) else 0
+        flags = wire.PRINTED if self._printed.mark(job_id) else 0
         left = (not more or self._may_have_forked(spent_s)) and self._left_something()
         ended_at = monotonic()
         if ended_at - begun_at > _MEASURED_S:
@@ -340,20 +336,6 @@ class Worker:
     def flush(self) -> None:
         """Write out what Python has buffered of the job's output."""
         self._streams.flush()
-
-    def _printed(self, job_id: int) -> bool:
-        """Flush what the job printed, and mark its end in the output if there is any."""
-        self.flush()
-        level = self._printed_bytes.count()
-        if level is not None and level == self._output_level:
-            return False
-        mark = self._marker + NUMBER.pack(job_id)
-        try:
-            os.write(self._output, mark)
-        except OSError:
-            return False
-        self._output_level = None if level is None else level + len(mark)
-        return True
 
     def _reset_peak(self) -> None:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""

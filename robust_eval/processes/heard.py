@@ -1,0 +1,90 @@
+"""Which calls a worker hears of, so that what they change needs no look after jobs that made none (rule 13).
+
+Python tells its audit hooks of some; of others a function in the place of the interpreter's own takes note. Both begin
+before the user's modules are loaded, so that nobody holds the functions as they were. Code in C may call the kernel
+itself, which is why `ctypes` counts as a call that lasts, and why all is looked at after a long job.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+_PASSING: Final = frozenset({"os.chdir", "resource.setrlimit", "resource.prlimit"})
+_LASTING: Final = frozenset({"ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function"})
+_VARIABLES: Final = frozenset({"os.putenv", "os.unsetenv"})
+# By the module that has them. What another one of these has taken from there is replaced with them.
+_NOTED: Final = {
+    "_signal": ("alarm", "pthread_sigmask", "set_wakeup_fd", "setitimer", "signal"),
+    "_locale": ("setlocale",),
+    "posix": (
+        "nice",
+        "sched_setaffinity",
+        "sched_setparam",
+        "sched_setscheduler",
+        "setegid",
+        "seteuid",
+        "setgid",
+        "setpriority",
+        "setregid",
+        "setresgid",
+        "setresuid",
+        "setreuid",
+        "setuid",
+        "umask",
+    ),
+}
+_SHARERS: Final = (*_NOTED, "locale", "os", "signal")
+
+
+def _is_importing() -> bool:
+    """Whether this is called by a module's code on the way of its import."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller
+    while frame.f_back is not None and frame.f_code.co_filename != _IMPORT_SYSTEM:
+        frame = frame.f_back
+    return frame.f_code.co_filename == _IMPORT_SYSTEM
+
+
+class Calls:
+    """What was called.
+
+    Attributes:
+        made: whether a call was made after which code in C may be called that nobody hears of.
+        passing: whether a call was made of those that are heard of each time; set back by who has looked.
+        set_by_imports: the environment variables that modules have set on their import.
+    """
+
+    def __init__(self) -> None:
+        self.made = False
+        self.passing = False
+        self.set_by_imports: dict[bytes, bytes | None] = {}
+
+    def listen(self) -> "Calls":
+        """Hear of every call from now on, also in the forks of this process."""
+        sys.addaudithook(self._on_event)
+        noting: dict[int, Callable[..., Any]] = {}
+        for module, names in _NOTED.items():
+            space = vars(sys.modules[module]) if module in sys.modules else {}
+            noting.update((id(space[name]), self._noting(space[name])) for name in names if name in space)
+        for module in _SHARERS:
+            space = vars(sys.modules[module]) if module in sys.modules else {}
+            space.update({name: noting[id(value)] for name, value in space.items() if id(value) in noting})
+        return self
+
+    def _on_event(self, event: str, args: tuple[Any, ...]) -> None:
+        if event in _LASTING:
+            self.made = True
+        elif event in _PASSING:
+            self.passing = True
+        elif event in _VARIABLES and _is_importing():
+            name, value = (*args, None)[:2]
+            self.set_by_imports[name] = value
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.passing = True
+            return function(*args, **kwargs)
+
+        return noted
