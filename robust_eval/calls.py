@@ -82,6 +82,8 @@ class Calls:
         self._queue: deque[_Call] = deque()
         self._running: dict[int, Future[Any]] = {}
         self._mean_s = math.inf
+        # How many calls the pool has at once: those of a worker's inbox, which is one unless they are short.
+        self._window = int(settings.policy["num_workers"])
         self._pool: Pool | None = None
         self._thread: threading.Thread | None = None
         self._inbox: SimpleQueue[list[Settled] | None] = SimpleQueue()
@@ -100,7 +102,10 @@ class Calls:
         future: Future[Any] = Future()
         try:
             snapshot = self._snapshots.of(function)
-            parcel = pack((snapshot, args, kwargs))
+            if isinstance(snapshot, Snapshot):
+                parcel = pack((snapshot.key, snapshot.data, args, kwargs), snapshot.mentions)
+            else:
+                parcel = pack((None, snapshot, args, kwargs))
         except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
             message = f"the function or its arguments cannot be pickled: {error}"
             failure = Failure("unpicklable", message, 0, exception_type=type(error).__qualname__, exception=error)
@@ -112,9 +117,13 @@ class Calls:
                 raise EvaluatorClosed(msg)
             if parcel is not None:
                 self._ensure_pool(snapshot)
-                has_room = len(self._running) < self._window and not self._queue
+                # Where others wait, the thread hands this one on with them as soon as one that runs is over: a message
+                # for each would cost the submitting thread five times as much.
+                at_once = not self._queue
+                has_room = at_once and len(self._running) < self._window
                 self._queue.append(_Call(future, parcel if has_room else landed(parcel), budget))
-                self._feed()
+                if at_once:
+                    self._feed()
         if parcel is None:
             future.set_exception(failure.to_exception())
         return future
@@ -174,11 +183,6 @@ class Calls:
             raise RobustEvalError(msg)
 
     # -- to the pool, with the lock held
-
-    @property
-    def _window(self) -> int:
-        """How many calls the pool has at once: those of a worker's inbox, which is one unless they are short."""
-        return int(self._settings.policy["num_workers"]) * Policy().depth(self._mean_s, 0)
 
     def _ensure_pool(self, snapshot: object) -> Pool:
         """The pool, started where there is none, with a template that loads this function, and the thread."""
@@ -240,9 +244,7 @@ class Calls:
         refused = [item for item in settled if isinstance(item, Failed) and item.info["kind"] == "startup"]
         with self._lock:
             over = [(self._running.pop(item.job_id), item) for item in reversed(settled)]
-            for item in settled:
-                if isinstance(item, Done):
-                    self._observe(item.ended_at - item.begun_at)
+            self._observe(settled)
             if not refused:
                 self._feed()
         settled.clear()
@@ -251,9 +253,14 @@ class Calls:
         while over:
             self._resolve(*over.pop())  # and forget it: nothing here keeps a result
 
-    def _observe(self, duration_s: float) -> None:
-        first = self._mean_s == math.inf
-        self._mean_s = duration_s if first else self._mean_s + _WEIGHT * (duration_s - self._mean_s)
+    def _observe(self, settled: list[Settled]) -> None:
+        mean_s = self._mean_s
+        for item in settled:
+            if isinstance(item, Done):
+                duration_s = item.ended_at - item.begun_at
+                mean_s = duration_s if mean_s == math.inf else mean_s + _WEIGHT * (duration_s - mean_s)
+        self._mean_s = mean_s
+        self._window = int(self._settings.policy["num_workers"]) * Policy().depth(mean_s, 0)
 
     def _give_up(self, refused: Failed) -> None:
         """No worker can be started: what waits fails of that, too, and the next call tries anew."""

@@ -11,7 +11,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from robust_eval.processes.parcel import Parcel, pack, unpack
+from robust_eval.errors import JobStop
+from robust_eval.processes.blame import Unpicklable
+from robust_eval.processes.parcel import Parcel, mentions_of, pack, unpack
 
 _MOST_KEPT = 256
 _MISSING = object()
@@ -28,9 +30,11 @@ class Calling:
     def __init__(self, snapshot: "Snapshot | None" = None) -> None:
         self._snapshot = snapshot
 
-    def __call__(self, arguments: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]], _context: object) -> Any:
-        """Call what the job names."""
-        function, args, kwargs = arguments
+    def __call__(self, arguments: tuple[int | None, Any, tuple[Any, ...], dict[str, Any]], _context: object) -> Any:
+        """Call what the job names: the snapshot of this key, which comes with it, or a function without a key."""
+        key, function, args, kwargs = arguments
+        if key is not None:
+            function = _KNOWN[key] if key in _KNOWN else _recall(key, function)
         return function(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -46,19 +50,20 @@ def _with_known(key: int | None = None, function: Callable[..., Any] | None = No
 
 
 class Snapshot:
-    """A function as it was when it was first called. Unpickles into the function."""
+    """A function as it was when it was first called: `data` is its pickle."""
 
     def __init__(self, key: int, function: types.FunctionType) -> None:
         self.key = key
         self.function = function
-        self._data: Parcel = pack(function)
-        by_value = isinstance(self._data, bytes) and b"cloudpickle" in self._data
+        self.data: Parcel = pack(function)
+        self.mentions = mentions_of(self.data)
+        by_value = isinstance(self.data, bytes) and b"cloudpickle" in self.data
         self._globals = _referenced(function) if by_value else {}
 
     @property
     def small(self) -> bool:
         """Whether it lies inline."""
-        return isinstance(self._data, bytes)
+        return isinstance(self.data, bytes)
 
     @property
     def current(self) -> bool:
@@ -66,17 +71,18 @@ class Snapshot:
         space = self.function.__globals__
         return all(space.get(name, _MISSING) is value for name, value in self._globals.items())
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _recall, (self.key, self._data)
-
 
 def _recall(key: int, data: bytes) -> Callable[..., Any]:
-    function = _KNOWN.get(key)
-    if function is None:
-        function = _KNOWN[key] = unpack(data)
-        if len(_KNOWN) > _MOST_KEPT:
-            _, oldest = itertools.islice(_KNOWN, 2)  # the first is the one that came with the initializer
-            del _KNOWN[oldest]
+    try:
+        function: Callable[..., Any] = unpack(data)
+    except (JobStop, MemoryError):
+        raise
+    except BaseException as error:  # the modules that it needs may do anything on their import
+        raise Unpicklable("configuration", error) from error
+    _KNOWN[key] = function
+    if len(_KNOWN) > _MOST_KEPT:
+        _, oldest = itertools.islice(_KNOWN, 2)  # the first is the one that came with the initializer
+        del _KNOWN[oldest]
     return function
 
 

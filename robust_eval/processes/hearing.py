@@ -3,7 +3,7 @@
 Nothing of it is trusted: what is no report, or tells of instants that cannot be, breaks the channel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import isfinite
 from time import monotonic
 from typing import Any
@@ -15,6 +15,7 @@ from robust_eval.processes.port import Finished, Port
 from robust_eval.supervision import events as ev
 
 _CLOCK_SLACK_S = 0.001
+_new = tuple.__new__  # a named tuple's own takes three times as long
 _MOST_LOOKS = 1000  # at an instant in which the worker does not just send what it held
 
 
@@ -55,8 +56,7 @@ class Hearing:
                     pass
                 held = port.reports.held()
                 if held is not None:
-                    for report in held:
-                        self._on_report(port, report)
+                    self._on_reports(port, held)
                     return
             error = "the worker never stops sending what it wrote down"
         except wire.ProtocolError as broken:
@@ -67,8 +67,7 @@ class Hearing:
         """Read once, so that a worker that never stops writing delays nobody. False where nothing is left to read."""
         try:
             if port.reports.read():
-                for report in port.reports.reports():
-                    self._on_report(port, report)
+                self._on_reports(port, port.reports.reports())
                 return True
             self._forget(port.outbox.fileno())
         except BlockingIOError:
@@ -90,10 +89,26 @@ class Hearing:
             )
         self._events += [ev.JobBegun(port.worker_id, job_id, now) for job_id in claimed[-1:]]
 
+    def _on_reports(self, port: Port, reports: Iterable[wire.Report]) -> None:
+        """What came at once. What was seen of the tree's memory was seen while the first of these jobs ran.
+
+        That the last has ended is when the job behind it began, which is the one to watch: the others are over.
+        """
+        peak_bytes, following, ended_at = self._meter.peak_bytes(port.worker_id), None, 0.0
+        try:
+            for report in reports:
+                if report.kind == wire.RESULT:
+                    self._on_result(port, report, peak_bytes)
+                    peak_bytes, ended_at = 0, report.ended_at
+                    following = port.heard(report.job_id)
+                else:
+                    self._on_report(port, report)
+        finally:
+            if following is not None:
+                self._watch_memory(port.worker_id, following, ended_at)
+
     def _on_report(self, port: Port, report: wire.Report) -> None:
-        if report.kind == wire.RESULT:
-            self._on_result(port, report)
-        elif report.kind == wire.RECORD and isinstance(report.payload, bytes):
+        if report.kind == wire.RECORD and isinstance(report.payload, bytes):
             self._record(report.job_id, report.payload)
         elif report.kind == wire.READY:
             port.output.forget()
@@ -104,25 +119,15 @@ class Hearing:
             self._notices.append(("a worker did not start", {"worker_pid": port.pid, "detail": detail}))
             self._events.append(ev.StartFailed(port.worker_id, detail))
 
-    def _on_result(self, port: Port, report: wire.Report) -> None:
-        begun_at, ended_at, flags = report.begun_at, report.ended_at, report.flags
+    def _on_result(self, port: Port, report: wire.Report, peak_bytes: int) -> None:
+        _, flags, job_id, begun_at, ended_at, told_bytes, payload = report
         if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
             msg = f"the worker reported a job from {begun_at} to {ended_at}"
             raise wire.ProtocolError(msg)
-        tail = port.output.take(report.job_id) if flags & wire.PRINTED else ""
-        peak_bytes = max(report.peak_bytes, self._meter.peak_bytes(port.worker_id))
-        following = port.heard(report.job_id)
-        if following is not None:
-            self._watch_memory(port.worker_id, following, ended_at)
+        tail = port.output.take(job_id) if flags & wire.PRINTED else ""
+        finished = _new(Finished, (payload, tail, max(told_bytes, peak_bytes)))
+        left, leaving = bool(flags & wire.LEFTOVERS), bool(flags & wire.LEAVING)
+        kind = report.failure_kind
         self._events.append(
-            ev.ResultReceived(
-                port.worker_id,
-                report.job_id,
-                begun_at,
-                ended_at,
-                report.failure_kind,
-                Finished(report.payload, tail, peak_bytes),
-                bool(flags & wire.LEFTOVERS),
-                bool(flags & wire.LEAVING),
-            )
+            ev.ResultReceived(port.worker_id, job_id, begun_at, ended_at, kind, finished, left, leaving)
         )

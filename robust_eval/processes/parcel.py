@@ -21,6 +21,7 @@ INLINE_BYTES = 1 << 20
 MISSING = -1
 _OUT_OF_BAND_BYTES = 1 << 16
 _ALIGN = 64
+_MAIN = b"__main__"
 _PLAIN, _BUFFERS = b"P", b"B"
 _PLAIN_BYTE = _PLAIN[0]
 _loads = pickle.loads  # a job may put something else in its place
@@ -40,37 +41,40 @@ Parcel = bytes | Memory
 Landed = bytes | memoryview | Memory
 
 
-def pack(obj: Any) -> Parcel:
+def pack(obj: Any, mentions: int = 0) -> Parcel:
     """Pickle an object: with the C pickler, or by value with cloudpickle where that cannot do it.
+
+    Args:
+        obj: the object.
+        mentions: how often parts of it that are bytes already name the module ``__main__``, whose objects go by value.
 
     Raises:
         Exception: whatever the object's own reduction raises; `pickle.PicklingError` and `TypeError` are usual.
     """
     found: list[pickle.PickleBuffer] = []
     buffers: list[memoryview] = []
-
-    def keep(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < _OUT_OF_BAND_BYTES:
-            return True
-        buffers.append(raw)
-        return False
-
     try:
         data = pickle.dumps(obj, 5, buffer_callback=found.append)
         if found:  # rare, and nothing of the buffers was copied yet
-            data = pickle.dumps(obj, 5, buffer_callback=keep)
-        by_value = b"__main__" in data
+            data = pickle.dumps(obj, 5, buffer_callback=functools.partial(_is_small, buffers))
+        by_value = data.count(_MAIN) > mentions
     except Exception:  # noqa: BLE001 - user reductions raise anything; cloudpickle decides whether it can be done
         by_value = True
     if by_value:
         buffers.clear()
         with io.BytesIO() as file:
-            _by_value_pickler()(file, 5, buffer_callback=keep).dump(obj)
+            _by_value_pickler()(file, 5, buffer_callback=functools.partial(_is_small, buffers)).dump(obj)
             data = file.getvalue()
-    if not buffers and len(data) < INLINE_BYTES:
-        return _PLAIN + data
-    return _join(data, buffers)
+    return _PLAIN + data if not buffers and len(data) < INLINE_BYTES else _join(data, buffers)
+
+
+def _is_small(large: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Whether a buffer may lie in the pickle; else it is kept for behind it."""
+    raw = buffer.raw()
+    if raw.nbytes < _OUT_OF_BAND_BYTES:
+        return True
+    large.append(raw)
+    return False
 
 
 @functools.cache
@@ -93,6 +97,11 @@ def _by_value_pickler() -> Any:
         dispatch_table: ClassVar[Any] = collections.ChainMap({types.CodeType: with_file}, table)
 
     return Pickler
+
+
+def mentions_of(parcel: Parcel) -> int:
+    """How often a small parcel names the module ``__main__``: for a `pack` of which it is a part."""
+    return parcel.count(_MAIN) if isinstance(parcel, bytes) else 0
 
 
 def pack_plain(obj: Any) -> bytes:

@@ -185,7 +185,8 @@ class Inbox:
             if kind == JOB_IN_MEMORY:
                 memory = Memory(descriptors(ancillary)[0], length)
                 return [Packet(JOB, attempt, turn, job_id, memory)]
-            packets.append(Packet(kind, attempt, turn, job_id, bytes(self._view[position : position + length])))
+            payload = bytes(self._view[position : position + length])
+            packets.append(_new(Packet, (kind, attempt, turn, job_id, payload)))
             position += length
         return packets
 
@@ -242,6 +243,7 @@ def hear(sock: socket.socket) -> tuple[Told | None, list[int]]:
 _HEADER = struct.Struct("<HBBIQddQ")
 HEADER_BYTES = _HEADER.size
 _MAGIC = 0x5EED
+_new = tuple.__new__  # a named tuple's own takes three times as long
 READY, START_FAILED, RESULT, RECORD = 1, 2, 3, 4
 IN_MEMORY, LEFTOVERS, LEAVING, PRINTED = 1, 2, 4, 8
 KINDS = (None, "exception", "memory", "invalid", "unpicklable", "timeout", "crash")
@@ -386,7 +388,7 @@ class Reports:
             return None, len(buffer)
         payload = Memory(self._fds.popleft(), size) if in_memory else bytes(buffer[start : start + size])
         end = start if in_memory else start + size
-        return Report(kind, flags, job_id, begun_at, ended_at, peak, payload), end
+        return _new(Report, (kind, flags, job_id, begun_at, ended_at, peak, payload)), end
 
     def close(self) -> None:
         """Close the descriptors that nobody took, and the channel."""

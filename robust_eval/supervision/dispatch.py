@@ -67,10 +67,9 @@ class Dispatcher:
         self.mean_s += _EWMA * (self._policy.patience_s(self.mean_s) - self.mean_s)
 
     def go_on(self, worker: WorkerRecord) -> None:
-        """Let the worker run the next job of its inbox."""
+        """Let the worker run the next job of its inbox. Its timer is set by `dispatch`, once for all that ended."""
         self._ahead.pop(worker.worker_id, None)
         self._refill[worker.worker_id] = worker
-        self.watch(worker)
 
     def forget(self, worker: WorkerRecord) -> None:
         """The worker is gone."""
@@ -88,10 +87,12 @@ class Dispatcher:
                     worker.unheard_since = now
                 self._send(worker)
                 self._refill[worker.worker_id] = worker
-                self.watch(worker)
             depth = self._policy.depth(self.mean_s, book.queued)
             if depth > 1 and book.queued:
                 self._fill(depth)
+        for worker in self._refill.values():
+            if worker.state is _BUSY:
+                self.watch(worker)
         if idle and self._ahead and not book.queued:
             self._share()
         self._refill.clear()
@@ -119,7 +120,6 @@ class Dispatcher:
             worker.patience_s = patience_s
             if depth == _AHEAD:
                 self._ahead[worker.worker_id] = worker
-            self.watch(worker)
 
     def _send(self, worker: WorkerRecord) -> None:
         job = self._book.next()

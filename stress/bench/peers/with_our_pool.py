@@ -22,7 +22,8 @@ class Runner:
 
 class _Session:
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
-        from robust_eval.processes.parcel import pack
+        from robust_eval.processes.parcel import open_parcel, pack, unpack
+        from robust_eval.processes.pending import Done, Submission
         from robust_eval.processes.pool import Pool, PoolSettings
         from robust_eval.processes.worker import Bundle
 
@@ -36,6 +37,8 @@ class _Session:
             "max_tasks_per_child": settings.max_tasks_per_child,
             "max_start_failures": 3,
         }
+        self._pack, self._submission_of, self._done = pack, Submission, Done
+        self._open: Callable[[Any], Any] = lambda parcel: unpack(open_parcel(parcel))
         self._settings = settings
         self._next = 0
         self._settled: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
@@ -44,15 +47,13 @@ class _Session:
         )
 
     def run(self, arguments: Sequence[Any]) -> Outcomes:
-        from robust_eval.processes.parcel import pack
-        from robust_eval.processes.pending import Submission
-
+        pack, submission_of = self._pack, self._submission_of
         first, submissions, left = self._next, [], len(arguments)
         self._next += left
         limits = self._settings.job_timeout, self._settings.memory_limit
         for index, argument in enumerate(arguments):
             try:
-                submissions.append(Submission(first + index, pack(argument), *limits))
+                submissions.append(submission_of(first + index, pack(argument), *limits))
             except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
                 left -= 1
                 yield index, Outcome.failed(error, "unpicklable")
@@ -63,7 +64,15 @@ class _Session:
         while left:
             for settled in self._settled.get():
                 left -= 1
-                yield settled.job_id - first, _outcome(settled)
+                yield settled.job_id - first, self._outcome(settled)
+
+    def _outcome(self, settled: Any) -> Outcome:
+        if not isinstance(settled, self._done):
+            return Outcome(error=repr(settled.info)[:200], kind=settled.info["kind"])
+        try:
+            return Outcome(self._open(settled.parcel))
+        except Exception as error:  # noqa: BLE001 - the user's unpickling raises anything
+            return Outcome.failed(error, "unpicklable")
 
     def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
         outcomes = dict(self.run(arguments))
@@ -74,18 +83,6 @@ class _Session:
 
     def close(self) -> None:
         self._pool.close()
-
-
-def _outcome(settled: Any) -> Outcome:
-    from robust_eval.processes.parcel import open_parcel, unpack
-    from robust_eval.processes.pending import Done
-
-    if not isinstance(settled, Done):
-        return Outcome(error=repr(settled.info)[:200], kind=settled.info["kind"])
-    try:
-        return Outcome(unpack(open_parcel(settled.parcel)))
-    except Exception as error:  # noqa: BLE001 - the user's unpickling raises anything
-        return Outcome.failed(error, "unpicklable")
 
 
 PEER = Peer("its bare pool", "robust-eval", Offers("yes", "yes", "yes"), _Session)
