@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from robust_eval.errors import EvaluatorClosed, InternalError, InvalidArgumentType, RemoteTraceback, RobustEvalError
 from robust_eval.evaluators.settlement import failure_of
 from robust_eval.failure import Failure
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.calling import Calling, Snapshot, Snapshots
 from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Landed, discard, landed, pack, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
-from robust_eval.processes.worker import Bundle
 from robust_eval.supervision.policy import Policy
 
 if TYPE_CHECKING:

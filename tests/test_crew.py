@@ -20,13 +20,13 @@ from waiting import is_alive, wait_until
 
 from robust_eval.processes import crew as crew_module
 from robust_eval.processes import loading, system, tree, wire
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.crew import Crew
 from robust_eval.processes.layout import LEDGER_BYTES, NUMBER, STOP_SIGNAL
 from robust_eval.processes.nursery import Nursery
 from robust_eval.processes.parcel import Memory, open_parcel, pack, store, unpack
 from robust_eval.processes.port import ExitInfo, Finished
 from robust_eval.processes.settings import Settings
-from robust_eval.processes.worker import Bundle
 from robust_eval.supervision import events as ev
 
 PATIENCE_S = 60.0

@@ -13,10 +13,10 @@ from children import in_child
 from waiting import nothing_left
 
 from robust_eval.processes import launch, link, wire
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.link import TemplateLink
 from robust_eval.processes.parcel import Memory, pack, store
 from robust_eval.processes.settings import Settings
-from robust_eval.processes.worker import Bundle
 
 PATIENCE_S = 20.0
 COMMAND = [sys.executable, "-S", "-c"]

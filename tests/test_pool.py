@@ -21,10 +21,10 @@ from waiting import is_alive, nothing_left, wait_until
 from robust_eval.errors import EvaluatorClosed, InvalidArgument, RobustEvalError
 from robust_eval.processes import orders, wire
 from robust_eval.processes import pool as pool_module
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.parcel import Memory, open_parcel, pack, unpack
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
-from robust_eval.processes.worker import Bundle
 
 PATIENCE_S = 60.0
 POLICY: dict[str, Any] = {

@@ -14,9 +14,9 @@ from children import end_of
 from waiting import nothing_left
 
 from robust_eval.processes import launch, loading, orders, system, wire
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.layout import COOKIE, LEDGER_BYTES
 from robust_eval.processes.parcel import Memory, pack, store, unpack
-from robust_eval.processes.worker import Bundle
 
 PATIENCE_S = 60.0
 POLICY: dict[str, Any] = {"num_workers": 1, "retry_on": [], "max_tasks_per_child": None, "grace_s": 0.0}

@@ -23,6 +23,7 @@ from waiting import is_alive, nothing_left, wait_until
 from robust_eval.errors import InvalidOutput
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes import worker as worker_module
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.layout import (
     CHANNEL_LOST_CODE,
@@ -36,7 +37,7 @@ from robust_eval.processes.parcel import Memory, Parcel, open_parcel, pack, stor
 from robust_eval.processes.port import Port
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.wire import Report
-from robust_eval.processes.worker import Bundle, high, prove, run_worker
+from robust_eval.processes.worker import high, prove, run_worker
 
 PATIENCE_S = 20.0
 

@@ -14,12 +14,12 @@ from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
 from robust_eval.limits import parse_count, parse_memory, parse_seconds
 from robust_eval.processes.blame import describe_error
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.evaluation import Evaluation
 from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
-from robust_eval.processes.worker import Bundle
 
 if TYPE_CHECKING:
     import os

@@ -5,10 +5,11 @@ import os
 import sys
 
 from robust_eval.processes import loading, system
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.streams import Streams
-from robust_eval.processes.worker import Bundle, run_worker
+from robust_eval.processes.worker import run_worker
 
 
 def main(argv: list[str]) -> None:

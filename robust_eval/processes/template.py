@@ -21,10 +21,12 @@ from robust_eval.processes.burial import Undertaker
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.streams import Streams
-from robust_eval.processes.worker import Bundle, high, run_worker
+from robust_eval.processes.worker import high, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from robust_eval.processes.bundle import Bundle
 
 _MESSAGE_BYTES = 1 << 16
 _MOST_FDS = 8

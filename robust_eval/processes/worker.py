@@ -18,15 +18,15 @@ import sys
 from collections.abc import Callable
 from contextvars import copy_context
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from robust_eval.errors import JobStop
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
+from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import LONG_S, Baseline, Builtins
-from robust_eval.processes.kinship import Kinship
 from robust_eval.processes.layout import (
     BEGUN_AT,
     CHANNEL_LOST_CODE,
@@ -63,26 +63,6 @@ _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
 _HIGH_FD = 960
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _KINDS = {kind: index for index, kind in enumerate(wire.KINDS)}
-
-
-class Bundle(NamedTuple):
-    """What a worker is for: `runner(arguments, context)` is called for each job, the initializer once.
-
-    `sources` are the lines of code that lies in no file, such as the cells of a notebook, for tracebacks.
-    """
-
-    runner: Callable[[Any, "Worker"], Any]
-    initializer: Callable[..., object] | None = None
-    initargs: tuple[Any, ...] = ()
-    sources: dict[str, list[str]] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # First, since the rest may hold proxies of a manager, which it must be let in by.
-        return _bundle, (Kinship(), *self)
-
-
-def _bundle(_kinship: None, *fields: Any) -> Bundle:
-    return Bundle(*fields)
 
 
 def high(fd: int) -> int:

@@ -18,7 +18,7 @@ import psutil
 
 from stress.bench import matrix_table
 from stress.bench.__main__ import PAGE
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.sessions import finish, session
 
 _CALLS = 20_000

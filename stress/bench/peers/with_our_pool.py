@@ -22,10 +22,10 @@ class Runner:
 
 class _Session:
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
+        from robust_eval.processes.bundle import Bundle
         from robust_eval.processes.parcel import open_parcel, pack, unpack
         from robust_eval.processes.pending import Done, Submission
         from robust_eval.processes.pool import Pool, PoolSettings
-        from robust_eval.processes.worker import Bundle
 
         policy = {
             "num_workers": settings.num_workers,

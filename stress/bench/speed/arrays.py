@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from stress.bench.speed.functions import give_back, touch
+from stress.bench.functions import give_back, touch
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import session
 

@@ -4,7 +4,7 @@ import importlib
 import time
 
 from stress.bench import peers
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
 
 # What a program that uses the peer has imported before it makes its pool.

@@ -1,6 +1,6 @@
 """Throughput against the length of a job: where the overhead vanishes."""
 
-from stress.bench.speed.functions import spin
+from stress.bench.functions import spin
 from stress.bench.speed.measurement import Figure, Measurement
 from stress.bench.speed.sessions import finish, session
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stress.bench.speed.functions import hang
+from stress.bench.functions import hang
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import directory, session
 

@@ -1,6 +1,6 @@
 """No-op jobs a second through an evaluator."""
 
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import throughput
 

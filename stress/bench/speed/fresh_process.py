@@ -1,6 +1,6 @@
 """Calls a second where each has a process of its own."""
 
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import finish, session
 

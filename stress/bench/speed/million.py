@@ -1,6 +1,6 @@
 """A million queued jobs: does a job cost more among many."""
 
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import finish, session
 

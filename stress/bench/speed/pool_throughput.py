@@ -1,6 +1,6 @@
 """No-op calls a second through the bare pool, beside every peer and a pipeline that supervises nothing."""
 
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import throughput
 

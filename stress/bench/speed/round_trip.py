@@ -3,7 +3,7 @@
 import statistics
 import time
 
-from stress.bench.speed.functions import noop
+from stress.bench.functions import noop
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.pool_throughput import PEERS
 from stress.bench.speed.sessions import session

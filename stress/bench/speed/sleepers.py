@@ -1,6 +1,6 @@
 """Many workers that sleep: how near the pool comes to the ideal, and what its management costs."""
 
-from stress.bench.speed.functions import sleep
+from stress.bench.functions import sleep
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import cpu_s, finish, session
 

@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from stress.bench.speed.functions import hold
+from stress.bench.functions import hold
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.queued_memory import release
 from stress.bench.speed.sessions import directory, session
