@@ -326,5 +326,5 @@ def shrink_its_output_pipe(job: RunningJob) -> float:
 @fault()
 def write_a_false_end_of_its_output(job: RunningJob) -> float:
     worker = _own_worker()
-    os.write(1, worker._marker + b"\0" * 8)
+    os.write(1, worker._printed._marker + b"\0" * 8)
     return own_value(job)
