@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Recorder: TypeAlias = Callable[[float, Any], None]
 
-_ATOMS: Final = frozenset({int, float, str, bool, type(None), bytes, complex})
+ATOMS: Final = frozenset({int, float, str, bool, type(None), bytes, complex})
 
 
 class JobStatus(enum.IntEnum):
@@ -37,7 +37,7 @@ def copy_config(config: Any) -> Any:
     cannot be copied deeply (a lock, a generator) is copied shallowly: whether it can be evaluated is
     for the evaluator to say, of that job alone.
     """
-    if type(config) is dict and _ATOMS.issuperset(map(type, config.values())):
+    if type(config) is dict and ATOMS.issuperset(map(type, config.values())):
         return config.copy()
     try:
         return copy.deepcopy(config)

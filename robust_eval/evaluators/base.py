@@ -221,11 +221,14 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
                 asked_for = len(checked)
                 checked = self._repeats.without(checked, self.jobs)
                 self.num_jobs_skipped += asked_for - len(checked)
-            jobs = [self._job_class("", config, self.run_function) for config in checked]
+            jobs = [self._job_of(config) for config in checked]
             for job, job_id in zip(jobs, self._ids_of(jobs), strict=True):
                 job.id = job_id
             self._announce(jobs, per_job)
         self._notifier.raise_stop()
+
+    def _job_of(self, config: Mapping[str, Any]) -> Job:
+        return self._job_class("", config, self.run_function)
 
     def gather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name
         """Wait for jobs and collect them, in the order in which they were done.

@@ -9,6 +9,7 @@ from robust_eval.errors import ASKED_TO_END, InvalidArgument, InvalidArgumentTyp
 from robust_eval.evaluators.backend import Backend
 from robust_eval.evaluators.base import Evaluator
 from robust_eval.evaluators.ledger import Retries
+from robust_eval.evaluators.lending import lend, lendable, settle_loans
 from robust_eval.evaluators.settings import parse_environments, parse_start_method, policy_of, refuse_windows
 from robust_eval.evaluators.settlement import Settling
 from robust_eval.failure import Failure
@@ -197,6 +198,13 @@ class ProcessPoolEvaluator(Evaluator):
             limits[name] = self._limit(name, value(job.config) if callable(value) else value)
         return limits["job_timeout"], limits["memory_limit"]
 
+    def _job_of(self, config: Mapping[str, Any]) -> Job:
+        arrays = {} if self._is_overridden() else lendable(config)
+        if arrays:
+            without = {name: None if name in arrays else value for name, value in config.items()}
+            return lend(super()._job_of(without), arrays)
+        return super()._job_of(config)
+
     def _begin(self, jobs: list[Job], **options: Any) -> None:
         limits = [self._limits_of(job, options) for job in jobs] if options else None
         default = (self._job_timeout, self._memory_limit)
@@ -207,11 +215,13 @@ class ProcessPoolEvaluator(Evaluator):
             timeout_s, memory_limit = default if limits is None else limits[index]
             try:
                 parcel = pack((job.id, job.config, job.run_kwargs, self._stopper))
+                settle_loans(job, parcel if job.run_kwargs is None and self._stopper is None else None)
             except ASKED_TO_END:
                 raise
             except BaseException as error:  # noqa: BLE001 - the user's reductions raise anything
                 message = f"the configuration of job {job.id} cannot be pickled: {describe_error(error)}"
                 failure = Failure("unpicklable", message, attempts=0, exception_type=type(error).__qualname__)
+                settle_loans(job, None)
                 self._settling.refuse(number, job, failure)
             else:
                 self._settling.expect(number, job)

@@ -1,0 +1,63 @@
+"""Large arrays of a configuration, which are copied once: into the memory that their job gets them from.
+
+A job's configuration is nobody else's, so that it is copied when it is submitted. For an array of 50 MB that is a
+fifth of the whole way to the worker and back. Such an array is lent to the job until it is pickled, within the same
+call of `submit`; from then on the job has the array that lies in the parcel.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from robust_eval.job import ATOMS
+from robust_eval.processes.parcel import Memory, Parcel, unpack, view
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from robust_eval.job import Job
+
+_LARGE_BYTES = 1 << 20
+
+
+def lendable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The large arrays of a configuration; none where it holds anything but these and plain values."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(config) is not dict:
+        return {}
+    others = {name: value for name, value in config.items() if type(value) not in ATOMS}
+    if others and all(type(value) is numpy.ndarray and _is_plain(value) for value in others.values()):
+        return others
+    return {}
+
+
+def _is_plain(array: Any) -> bool:
+    """Whether it is pickled as it lies in memory."""
+    contiguous = array.flags.c_contiguous or array.flags.f_contiguous
+    return bool(contiguous and array.nbytes >= _LARGE_BYTES and array.dtype.kind in "biufc")
+
+
+def lend(job: Job, arrays: dict[str, Any]) -> Job:
+    """Give them to a job for the time being."""
+    job.config.update(arrays)
+    job._lent = tuple(arrays)  # type: ignore[attr-defined]  # noqa: SLF001 - our own
+    return job
+
+
+def settle_loans(job: Job, parcel: Parcel | None) -> None:
+    """Let the job have its own arrays instead of what was lent to it.
+
+    Args:
+        job: the job, pickled with nothing but its configuration.
+        parcel: what it was pickled into; None where that is of no use.
+    """
+    names = job.__dict__.pop("_lent", None)
+    if names is None:
+        return
+    try:
+        own = unpack(view(parcel))[1] if isinstance(parcel, Memory) else None
+    except OSError:  # it cannot be mapped
+        own = None
+    for name in names:
+        job.config[name] = job.config[name].copy() if own is None else own[name]
