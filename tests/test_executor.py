@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -295,6 +296,20 @@ def test_what_cannot_be_pickled_costs_its_own_future(executor):
         with pytest.raises(JobUnpicklable):
             future.result(PATIENCE_S)
     assert executor.submit(abs, -2).result(PATIENCE_S) == 2
+
+
+def test_a_function_that_workers_cannot_import_costs_its_own_future(executor, tmp_path, monkeypatch):
+    """Whatever its module raises there; the next function is called, and this one is tried anew."""
+    (tmp_path / "of_one_process.py").write_text(
+        f"import os\nif os.getpid() != {os.getpid()}:\n    raise SystemExit(3)\ndef run(): return 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert executor.submit(abs, -1).result(PATIENCE_S) == 1
+    function = importlib.import_module("of_one_process").run
+    for _ in range(2):
+        with pytest.raises(JobUnpicklable, match="SystemExit"):
+            executor.submit(function).result(PATIENCE_S)
+    assert executor.submit(multiply, 2, 3).result(PATIENCE_S) == 6
 
 
 def test_futures_are_those_of_the_standard_library(executor):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from robust_eval.processes.parcel import (
     Memory,
     Parcel,
     discard,
+    mentions_of,
     needs_proof,
     open_parcel,
     pack,
@@ -121,6 +123,25 @@ def test_what_main_defines_travels_by_value():
         triple, point, added, array = back(bytes.fromhex(helper.read()))
     assert (triple(2), point.x, added(1), array.sum()) == (6, 4, 4, 100_000)
     assert type(point).__module__ == "__main__"
+
+
+def test_the_name_of_main_in_bytes_makes_nothing_go_by_value(monkeypatch: pytest.MonkeyPatch):
+    """As it stands in a function that is pickled already. What else is of `__main__` goes by value beside that, too."""
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    monkeypatch.setattr(double, "__module__", "__main__")
+    monkeypatch.setattr(double, "__qualname__", "double")
+    monkeypatch.setattr(sys.modules["__main__"], "double", double, raising=False)
+    inner = pack(double)
+    mentions = mentions_of(inner)
+    alone, both = pack((inner,), mentions), pack((inner, double), mentions)
+    assert (mentions, mentions_of(store([b"__main__"], 8))) == (inner.count(b"__main__"), 0)
+    once = inner.count(b"cloudpickle")
+    assert (alone.count(b"cloudpickle"), both.count(b"cloudpickle")) == (once, 2 * once)
+    assert back(alone) == (inner,)
+    assert back(both)[1](4) == 8
 
 
 def test_what_pickle_cannot_do_cloudpickle_does():
