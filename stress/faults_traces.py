@@ -208,6 +208,19 @@ def change_the_environment(job: RunningJob) -> float:
 
 
 @fault()
+def change_the_environment_behind_python(job: RunningJob) -> float:
+    os.putenv("NEW", "1")
+    os.unsetenv("PATH")
+    return own_value(job)
+
+
+@fault()
+def end_every_later_fork(job: RunningJob) -> float:
+    os.register_at_fork(after_in_child=lambda: os._exit(3))
+    return own_value(job)
+
+
+@fault()
 def change_the_directory(job: RunningJob) -> float:
     directory = tempfile.mkdtemp()
     os.chdir(directory)

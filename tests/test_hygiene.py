@@ -251,6 +251,8 @@ NOTED: list[tuple[str, Callable[[], Any]]] = [
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
     ("working directory", lambda: os.chdir("..")),
     ("resource limits", halve_open_files),
+    ("environment", lambda: os.putenv("BEHIND_OS_ENVIRON", "1")),
+    ("environment", lambda: os.unsetenv("PATH")),
 ]
 
 
@@ -281,6 +283,8 @@ def test_what_a_job_puts_back_costs_no_worker():
         baseline = Baseline(Builtins(), calls)
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, before)
+        os.environ["FOR_A_WHILE"] = "1"
+        del os.environ["FOR_A_WHILE"]
         return baseline.changed(), calls.passing, baseline.changed()
 
     assert in_clean_child(look) == (None, False, None)

@@ -2,6 +2,7 @@
 
 import _thread
 import gc
+import importlib
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -17,7 +18,8 @@ import pytest
 from children import in_child
 
 from robust_eval.processes import residue
-from robust_eval.processes.residue import CoreModules, Garbage, Tripwires
+from robust_eval.processes.heard import Tripwires
+from robust_eval.processes.residue import CoreModules, Garbage
 
 
 def replace_and_restore() -> None:
@@ -59,6 +61,7 @@ def test_a_function_that_was_replaced_is_noticed(
     [
         lambda: sys.addaudithook(lambda *_: None),
         lambda: _thread.start_new_thread(lambda: None, ()),
+        lambda: os.register_at_fork(before=lambda: None),
     ],
 )
 def test_what_nobody_can_undo_is_noticed_when_it_is_called(call: Callable[[], Any]):
@@ -71,6 +74,19 @@ def test_what_nobody_can_undo_is_noticed_when_it_is_called(call: Callable[[], An
         return before, tripwires.touched
 
     assert in_child(look) == (False, True)
+
+
+def test_what_a_module_registers_on_its_import_is_its_own(tmp_path: Path):
+    """As `logging` and `concurrent.futures` do, which a job may be the first to import."""
+    (tmp_path / "registering.py").write_text("import os\nos.register_at_fork(before=lambda: None)\n")
+
+    def look() -> bool:
+        sys.path.insert(0, str(tmp_path))
+        tripwires = Tripwires()
+        importlib.import_module("registering")
+        return tripwires.touched
+
+    assert not in_child(look)
 
 
 class Tale:

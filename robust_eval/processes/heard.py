@@ -35,6 +35,9 @@ _NOTED: Final = {
         "umask",
     ),
 }
+# Hooks that cannot be listed or removed, and threads that are counted only once they run.
+_IRREVOCABLE: Final = (("sys", "addaudithook"), ("_thread", "start_new_thread"), ("_thread", "start_new"))
+_OF_MODULES: Final = (("os", "register_at_fork"), ("posix", "register_at_fork"))  # no harm on an import
 _SHARERS: Final = (*_NOTED, "locale", "os", "signal")
 
 
@@ -53,12 +56,14 @@ class Calls:
         made: whether a call was made after which code in C may be called that nobody hears of.
         passing: whether a call was made of those that are heard of each time; set back by who has looked.
         set_by_imports: the environment variables that modules have set on their import.
+        put: what else was put into the environment since somebody looked; `os.environ` may know nothing of it.
     """
 
     def __init__(self) -> None:
         self.made = False
         self.passing = False
         self.set_by_imports: dict[bytes, bytes | None] = {}
+        self.put: dict[bytes, bytes | None] = {}
 
     def listen(self) -> "Calls":
         """Hear of every call from now on, also in the forks of this process."""
@@ -77,14 +82,33 @@ class Calls:
             self.made = True
         elif event in _PASSING:
             self.passing = True
-        elif event in _VARIABLES and _is_importing():
+        elif event in _VARIABLES:
             name, value = (*args, None)[:2]
-            self.set_by_imports[name] = value
+            (self.set_by_imports if _is_importing() else self.put)[name] = value
 
     def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def noted(*args: Any, **kwargs: Any) -> Any:
             self.passing = True
+            return function(*args, **kwargs)
+
+        return noted
+
+
+class Tripwires:
+    """Functions whose effect nothing shows afterwards; from now on each notes that it was called."""
+
+    def __init__(self) -> None:
+        self.touched = False
+        for module, name in (*_IRREVOCABLE, *_OF_MODULES):
+            space = vars(sys.modules[module])
+            if name in space:
+                space[name] = self._noting(space[name], of_modules=(module, name) in _OF_MODULES)
+
+    def _noting(self, function: Callable[..., Any], *, of_modules: bool) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if not (of_modules and _is_importing()):
+                self.touched = True
             return function(*args, **kwargs)
 
         return noted

@@ -20,9 +20,9 @@ from resource import getrlimit
 from typing import Any, Final
 
 from robust_eval.processes import residue, system
-from robust_eval.processes.heard import Calls
+from robust_eval.processes.heard import Calls, Tripwires
 from robust_eval.processes.layout import DUMP_SIGNAL, STOP_SIGNAL
-from robust_eval.processes.residue import CoreModules, Tripwires, arithmetic, settings, tempdir, version_of
+from robust_eval.processes.residue import CoreModules, arithmetic, settings, tempdir, version_of
 
 # The wrappers of `signal` make enums of what these return, at ten times the cost.
 _signal: Any = importlib.import_module("_signal")
@@ -215,6 +215,7 @@ class Baseline:
         self._calls = calls
         if calls is not None:
             calls.set_by_imports.clear()
+            calls.put.clear()
             calls.made, calls.passing = made, False
 
     def _look(self) -> tuple[object, ...]:
@@ -297,6 +298,10 @@ class Baseline:
     def _environment_differs(self) -> bool:
         """What a module sets on its import belongs to the module: it stays, as that does (scikit-learn, for one)."""
         variables = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - as above
+        if self._calls is not None and self._calls.put:
+            put, self._calls.put = self._calls.put, {}
+            if any(variables.get(name) != value for name, value in put.items()):
+                return True
         if variables == self._environment:
             return False
         if self._calls is not None:

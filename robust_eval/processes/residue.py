@@ -41,8 +41,6 @@ _CORE = (
     "time",
     "traceback",
 )
-# Hooks that cannot be listed or removed, and threads that are counted only once they run.
-_IRREVOCABLE = (("sys", "addaudithook"), ("_thread", "start_new_thread"), ("_thread", "start_new"))
 _VERSION_OFFSET = 24
 _COLLECTION_SHARE = 20
 _ONE, _LITTLE = 1.0, 2.0**-60
@@ -53,24 +51,6 @@ _DEFAULT_CONTEXT = (
     "traps=[InvalidOperation, DivisionByZero, Overflow])"
 )
 _NAMESPACES = ("/proc/self/ns/mnt", "/proc/self/ns/net")
-
-
-class Tripwires:
-    """Functions whose effect nothing shows afterwards; from now on each notes that it was called."""
-
-    def __init__(self) -> None:
-        self.touched = False
-        for module, name in _IRREVOCABLE:
-            space = vars(sys.modules[module])
-            if name in space:
-                space[name] = self._noting(space[name])
-
-    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            self.touched = True
-            return function(*args, **kwargs)
-
-        return noted
 
 
 class CoreModules:
