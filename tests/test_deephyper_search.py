@@ -12,6 +12,8 @@ from waiting import nothing_left
 
 from robust_eval import InvalidArgument, InvalidArgumentType
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 pytest.importorskip("deephyper")
 
 from deephyper.analysis.hpo import filter_failed_objectives, parameters_at_max, read_results_from_csv

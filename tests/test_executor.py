@@ -42,6 +42,8 @@ from robust_eval import (
 )
 from robust_eval import calls as calls_module
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 PATIENCE_S = 60.0
 STATE: dict[str, Any] = {}
 

@@ -9,6 +9,8 @@ from robust_eval import Evaluator, InvalidArgument, SearchBroken
 from robust_eval.evaluators.tally import Tally
 from robust_eval.processes.health import Health
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 METHODS = ["serial", "thread", "process"]
 
 

@@ -10,6 +10,8 @@ from waiting import nothing_left
 
 from robust_eval import InvalidArgument, InvalidArgumentType, JobCrashed, JobTimeout
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 
 def trial_run(job: Any) -> Any:
     """One behaviour for each choice."""

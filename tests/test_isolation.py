@@ -28,6 +28,8 @@ from robust_eval import (
 )
 from robust_eval.isolation import _SHELF, _Options
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 PATIENCE_S = 60.0
 QUICK = settings(
     database=None,

@@ -11,6 +11,8 @@ import pytest
 
 from robust_eval import Evaluator, Job, RunningJob
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 WORKERS = 2
 
 

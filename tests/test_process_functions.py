@@ -23,6 +23,8 @@ from waiting import is_alive, nothing_left
 
 from robust_eval import Evaluator, JobStop, JobTimeout, ProcessPoolEvaluator, RobustEvalError, RunningJob
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 START_METHODS = ("fork", "spawn")
 HUNG_S = 3600.0
 

@@ -9,6 +9,8 @@ import pytest
 from robust_eval import ProcessPoolEvaluator, RunningJob
 from stress.faults import CATALOGUE
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 MIB = 2**20
 LIMIT = 512 * MIB
 # The others are in the full run of the catalogue, in stress/.

@@ -8,6 +8,8 @@ import pytest
 
 from robust_eval import ProcessPoolEvaluator, RunningJob
 
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
+
 JOBS = 300
 GUILTY = range(50, JOBS, 50)
 
