@@ -12,8 +12,6 @@ from waiting import nothing_left
 
 from robust_eval import InvalidArgument, InvalidArgumentType
 
-pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
-
 pytest.importorskip("deephyper")
 
 from deephyper.analysis.hpo import filter_failed_objectives, parameters_at_max, read_results_from_csv
@@ -24,6 +22,8 @@ from deephyper.hpo import CBO, HpProblem, RandomSearch, RegularizedEvolution
 from deephyper.stopper import SuccessiveHalvingStopper
 
 from robust_eval.integrations.deephyper import RobustEvaluator
+
+pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
 
 FAULTS = {
     "hang": "timeout", "segfault": "crash", "exit": "crash", "hog": "memory", "raise": "exception",
