@@ -138,10 +138,6 @@ class Backend:
         """Give what is left of the search's budget."""
         raise NotImplementedError
 
-    def _job_of(self, config: Mapping[str, Any]) -> Job:
-        """Make a job with a copy of the configuration."""
-        raise NotImplementedError
-
     def _check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options of ``submit`` before any job is made; a backend lets those pass that it knows."""
         for name, value in options.items():

@@ -228,6 +228,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
         self._notifier.raise_stop()
 
     def _job_of(self, config: Mapping[str, Any]) -> Job:
+        """Make a job with a copy of the configuration, which has no id yet."""
         return self._job_class("", config, self.run_function)
 
     def gather(self, type: str, size: int = 1) -> list[Job]:  # noqa: A002  DeepHyper's name

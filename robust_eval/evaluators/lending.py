@@ -1,8 +1,7 @@
 """Large arrays of a configuration, which are copied once: into the memory that their job gets them from.
 
-A job's configuration is nobody else's, so that it is copied when it is submitted. For an array of 50 MB that is a
-fifth of the whole way to the worker and back. Such an array is lent to the job until it is pickled, within the same
-call of `submit`; from then on the job has the array that lies in the parcel.
+A job's configuration is nobody else's, so that it is copied when it is submitted. A large array is instead lent to the
+job until it is pickled, within the same call of `submit`; from then on the job has the array that lies in the parcel.
 """
 
 from __future__ import annotations

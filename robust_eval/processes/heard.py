@@ -49,6 +49,17 @@ def _is_importing() -> bool:
     return frame.f_code.co_filename == _IMPORT_SYSTEM
 
 
+def _noting(function: Callable[..., Any], note: Callable[[], None]) -> Callable[..., Any]:
+    """A function in the place of this one, which notes each call."""
+
+    @functools.wraps(function)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return function(*args, **kwargs)
+
+    return noted
+
+
 class Calls:
     """What was called.
 
@@ -71,7 +82,7 @@ class Calls:
         noting: dict[int, Callable[..., Any]] = {}
         for module, names in _NOTED.items():
             space = vars(sys.modules[module]) if module in sys.modules else {}
-            noting.update((id(space[name]), self._noting(space[name])) for name in names if name in space)
+            noting.update((id(space[name]), _noting(space[name], self._note)) for name in names if name in space)
         for module in _SHARERS:
             space = vars(sys.modules[module]) if module in sys.modules else {}
             space.update({name: noting[id(value)] for name, value in space.items() if id(value) in noting})
@@ -86,13 +97,8 @@ class Calls:
             name, value = (*args, None)[:2]
             (self.set_by_imports if _is_importing() else self.put)[name] = value
 
-    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            self.passing = True
-            return function(*args, **kwargs)
-
-        return noted
+    def _note(self) -> None:
+        self.passing = True
 
 
 class Tripwires:
@@ -100,15 +106,14 @@ class Tripwires:
 
     def __init__(self) -> None:
         self.touched = False
-        for module, name in (*_IRREVOCABLE, *_OF_MODULES):
-            space = vars(sys.modules[module])
-            if name in space:
-                space[name] = self._noting(space[name], of_modules=(module, name) in _OF_MODULES)
+        for names, note in ((_IRREVOCABLE, self._note), (_OF_MODULES, self._note_unless_importing)):
+            for module, name in names:
+                space = vars(sys.modules[module])
+                if name in space:
+                    space[name] = _noting(space[name], note)
 
-    def _noting(self, function: Callable[..., Any], *, of_modules: bool) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            if not (of_modules and _is_importing()):
-                self.touched = True
-            return function(*args, **kwargs)
+    def _note(self) -> None:
+        self.touched = True
 
-        return noted
+    def _note_unless_importing(self) -> None:
+        self.touched = self.touched or not _is_importing()

@@ -12,10 +12,10 @@ from robust_eval.processes import wire
 from robust_eval.processes.meter import Meter
 from robust_eval.processes.parcel import pack_plain, view
 from robust_eval.processes.port import Finished, Port
+from robust_eval.processes.wire import new_named
 from robust_eval.supervision import events as ev
 
 _CLOCK_SLACK_S = 0.001
-_new = tuple.__new__  # a named tuple's own takes three times as long
 _MOST_LOOKS = 1000  # at an instant in which the worker does not just send what it held
 
 
@@ -125,7 +125,7 @@ class Hearing:
             msg = f"the worker reported a job from {begun_at} to {ended_at}"
             raise wire.ProtocolError(msg)
         tail = port.output.take(job_id) if flags & wire.PRINTED else ""
-        finished = _new(Finished, (payload, tail, max(told_bytes, peak_bytes)))
+        finished = new_named(Finished, (payload, tail, max(told_bytes, peak_bytes)))
         left, leaving = bool(flags & wire.LEFTOVERS), bool(flags & wire.LEAVING)
         kind = report.failure_kind
         self._events.append(

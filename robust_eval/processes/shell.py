@@ -26,6 +26,7 @@ from robust_eval.processes.parcel import Parcel, discard, store
 from robust_eval.processes.patience import Patience
 from robust_eval.processes.port import Finished
 from robust_eval.processes.settings import Settings
+from robust_eval.processes.wire import new_named
 from robust_eval.supervision import actions as act
 from robust_eval.supervision import events as ev
 from robust_eval.supervision.policy import Policy
@@ -35,7 +36,6 @@ _ORPHANED_S = 1.5
 _LAST_WORDS_S = 5.0
 _RETRY_S = 0.005
 _HOLD_S = 0.005
-_new = tuple.__new__  # a named tuple's own takes three times as long
 
 
 class _Entry(NamedTuple):
@@ -206,8 +206,8 @@ class Shell:
         specs = []
         for job_id, payload, timeout_s, memory_limit, attempts, log in message[1]:
             parcel = payload if type(payload) is bytes else wire.unportable(payload, fds)
-            self._jobs[job_id] = _new(_Entry, (parcel, memory_limit, log))
-            specs.append(_new(ev.JobSpec, (job_id, timeout_s, attempts)))
+            self._jobs[job_id] = new_named(_Entry, (parcel, memory_limit, log))
+            specs.append(new_named(ev.JobSpec, (job_id, timeout_s, attempts)))
         self._events.append(ev.JobsSubmitted(specs))
 
     def _on_cancel(self, message: tuple[Any, ...]) -> None:
