@@ -235,6 +235,25 @@ def test_a_tracker_that_had_no_core_gets_more_time():
     assert in_child(test) == ([(10, status(10))], True)
 
 
+def test_patience_that_ends_before_the_template_sleeps_is_not_overslept():
+    """A template may lose its core between burying and asking how long it may sleep."""
+
+    def test() -> float | None:
+        house = House()
+        reading, writing = os.pipe()
+        house.fork(10, lambda: with_tracker(writing))
+        os.read(reading, 20)
+        while not house.undertaker._deaths:
+            house.poll.poll(1000 * DEADLINE_S)
+            house.gone += house.undertaker.bury(monotonic())
+        assert house.gone == []
+        wait_s = house.undertaker.wait_s(monotonic() + burial._TRACKER_S)
+        house.undertaker.kill_all()
+        return wait_s
+
+    assert in_child(test) == 0.001
+
+
 def test_an_orphan_that_does_not_die_holds_up_its_own_worker_alone():
     """It belongs to the death that brought it; later deaths are reported meanwhile."""
 

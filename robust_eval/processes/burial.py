@@ -21,6 +21,7 @@ _TRACKER_S, _STARVED_TRACKER_S = 0.5, 5.0
 _LAST_RITES_S = 1.0
 _LAST_RITES_STEP_S = 0.002
 _HELD_STEP_S = 0.01
+_KILLED = float("-inf")
 
 
 class _Death:
@@ -67,8 +68,8 @@ class Undertaker:
             os.close(fd)
 
     def wait_s(self, now: float) -> float | None:
-        """How long the template may sleep before it must look again."""
-        instants = [at for death in self._deaths for at in death.orphans.values() if at > now]
+        """How long the template may sleep before it must look again: not at all where the instant has just gone by."""
+        instants = [at for death in self._deaths for at in death.orphans.values() if at > _KILLED]
         if self._held:
             instants.append(now + _HELD_STEP_S)
         return max(0.001, min(instants) - now) if instants else None
@@ -144,7 +145,7 @@ class Undertaker:
                 elif at <= now:
                     tree.kill_below(pid)
                     tree.signal_all([pid], signal.SIGKILL)
-                    death.orphans[pid] = float("-inf")
+                    death.orphans[pid] = _KILLED
         return bool(fresh)
 
     def kill_all(self) -> None:
