@@ -108,7 +108,23 @@ def grow_old(told: list[str]) -> None:
     del tale
 
 
-@pytest.mark.parametrize("leave", [Tale, grow_old])
+def grow_up(told: list[str]) -> None:
+    """A cycle that survives collections of the youngest only, and is left then."""
+    tale = Tale(told)
+    gc.collect(0)
+    gc.collect(0)
+    del tale
+
+
+def grow_old_unseen(told: list[str]) -> None:
+    """A cycle that comes to the oldest generation with no collection of that."""
+    tale = Tale(told)
+    gc.collect(1)
+    gc.collect(1)
+    del tale
+
+
+@pytest.mark.parametrize("leave", [Tale, grow_up, grow_old_unseen, grow_old])
 def test_a_cycle_is_collected_in_the_time_of_its_job(leave: Callable[[list[str]], Any]):
     """A young one, and one that is not found among the young."""
 
@@ -124,21 +140,68 @@ def test_a_cycle_is_collected_in_the_time_of_its_job(leave: Callable[[list[str]]
     assert in_child(look) == ([], ["collected"])
 
 
+def seeming_to_take(duration_s: float) -> Callable[[], float]:
+    """A clock on which each collection takes so long."""
+    instants = iter(range(0, 1000, int(duration_s)))
+    return lambda: next(instants)
+
+
 def test_a_collection_is_paid_for_by_the_time_of_the_job():
     """Where collections take long, short jobs are not made to wait for them; the next long one does it."""
 
     def look() -> list[int]:
         told: list[str] = []
-        instants = iter(range(0, 100, 10))
+        clock = seeming_to_take(10)
         garbage, found = Garbage(), []
         garbage.settle()
-        for spent_s in (1.0, 1.0, 1000.0):  # each collection seems to take ten seconds
-            grow_old(told)
-            garbage.collect(spent_s, lambda: next(instants))
+        for spent_s in (1.0, 1.0, 1000.0):
+            grow_old_unseen(told)
+            garbage.collect(spent_s, clock)
             found.append(len(told))
         return found
 
     assert in_child(look) == [1, 1, 3]
+
+
+@pytest.mark.parametrize("leave", [Tale, grow_up, grow_old])
+def test_a_short_job_pays_for_what_costs_no_more_than_it_did_itself(leave: Callable[[list[str]], Any]):
+    """What is young costs little, and a job that collected everything has spent as much as that costs again."""
+
+    def look() -> int:
+        told: list[str] = []
+        clock = seeming_to_take(10)
+        garbage = Garbage()
+        garbage.settle()
+        grow_old_unseen(told)
+        garbage.collect(1.0, clock)
+        told.clear()
+        leave(told)
+        garbage.collect(1.0, clock)
+        return len(told)
+
+    assert in_child(look) == 1
+
+
+def test_what_an_import_has_made_is_not_gone_through_again(tmp_path: Path):
+    """A job that is the first to import a large library would else make the collections of all others dear."""
+    (tmp_path / "a_large_library.py").write_text("stays = [[number] for number in range(30_000)]\n")
+
+    def look() -> tuple[int, int]:
+        sys.path.insert(0, str(tmp_path))
+        told: list[str] = []
+        clock = seeming_to_take(10)
+        garbage = Garbage()
+        garbage.settle()
+        importlib.import_module("a_large_library")
+        grow_old_unseen(told)
+        garbage.collect(1.0, clock)
+        grow_old_unseen(told)
+        garbage.collect(1.0, clock)
+        return len(told), sum(isinstance(each, list) and len(each) == 1 for each in gc.get_objects())
+
+    collected, gone_through = in_child(look)
+    assert collected == 2
+    assert gone_through < 30_000
 
 
 def test_a_job_that_left_nothing_costs_no_collection():

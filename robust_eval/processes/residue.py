@@ -42,7 +42,7 @@ _CORE = (
     "traceback",
 )
 _VERSION_OFFSET = 24
-_COLLECTION_SHARE = 20
+_COLLECTION_SHARE = 4
 _ONE, _LITTLE = 1.0, 2.0**-60
 _TEMPORARY_DIRECTORIES = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108 - nothing is made there
 # What a job finds that is the first to import `decimal`, which is no change.
@@ -109,12 +109,20 @@ class Garbage:
     def __init__(self) -> None:
         self._cost_s = 0.0
         self._counts = (0, 0, 0)
+        self._full_collections = 0
+        self._modules = 0
 
     def settle(self) -> None:
         """What is there now is the worker's own and stays: no later collection has to look through it."""
         gc.collect()
-        gc.freeze()
+        self._freeze()
+        self._full_collections = _full_collections()
         self._remember()
+
+    def _freeze(self) -> None:
+        gc.freeze()
+        self._modules = len(sys.modules)
+        self._cost_s = 0.0
 
     def _remember(self) -> None:
         gc.collect(0)  # the second count is positive now: that of a job which collects everything is not
@@ -123,22 +131,37 @@ class Garbage:
     def collect(self, spent_s: float, clock: Callable[[], float]) -> None:
         """Run what a job left to be run.
 
-        A job after which as many objects are there as before it left none. Where no collection ran meanwhile, the
-        youngest generation has all that is new; else all of it is gone through, if the job's time pays for that.
+        A job after which as many objects are there as before it left none. Else what is new is in the youngest
+        generation where no collection ran meanwhile, in the next where only that was collected, and where both were,
+        in the oldest. That is gone through if the job itself has had it gone through, or took long enough for that.
 
         Args:
             spent_s: how long the job took.
-            clock: says the time, in seconds.
+            clock: says how much processor time was spent, in seconds: others may have the core meanwhile.
         """
         counts = gc.get_count()
         if counts == self._counts or not gc.isenabled():
             return
         with contextlib.suppress(BaseException):  # an interrupt that the job asked for and did not wait for
-            if counts[1:] != self._counts[1:] and spent_s >= _COLLECTION_SHARE * self._cost_s:
-                begun_at = clock()
-                gc.collect()
-                self._cost_s = clock() - begun_at
+            if counts[1:] != self._counts[1:]:
+                had_all = _full_collections() != self._full_collections
+                if counts[2] == self._counts[2] and not had_all:
+                    gc.collect(1)
+                elif had_all or spent_s >= _COLLECTION_SHARE * self._cost_s:
+                    self._collect_all(clock)
             self._remember()
+
+    def _collect_all(self, clock: Callable[[], float]) -> None:
+        begun_at = clock()
+        gc.collect()
+        self._cost_s = clock() - begun_at
+        if len(sys.modules) > self._modules:  # most of what there is was made by an import, and stays as well
+            self._freeze()
+        self._full_collections = _full_collections()
+
+
+def _full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
 
 
 def temporary_directory() -> str | None:

@@ -17,7 +17,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextvars import copy_context
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, NoReturn
 
 from robust_eval.errors import JobStop
@@ -216,7 +216,7 @@ class Worker:
         self._end_in_a_child()
         spent_s = monotonic() - begun_at
         if self._baseline is not None:
-            self._garbage.collect(spent_s, monotonic)
+            self._garbage.collect(spent_s, thread_time)
         if self._outbox.is_written_by_others():
             self._give_up()
         flags = wire.PRINTED if self._printed.mark(job_id) else 0
