@@ -5,6 +5,7 @@ import builtins
 import ctypes
 import decimal
 import faulthandler
+import fcntl
 import gc
 import importlib
 import locale
@@ -63,6 +64,16 @@ def close_stdout() -> None:
 def replace_stdout_file() -> None:
     with open(os.devnull, "wb") as null:  # noqa: PTH123
         os.dup2(null.fileno(), 1)
+
+
+def reopen_stdout() -> None:
+    os.close(1)
+    assert os.open(os.devnull, os.O_WRONLY) == 1
+
+
+def reopen_all() -> None:
+    os.closerange(0, 3)
+    assert [os.open(os.devnull, os.O_RDWR) for _ in range(3)] == [0, 1, 2]
 
 
 def halve_open_files() -> None:
@@ -141,7 +152,6 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
 ]
 THOROUGH: list[tuple[str, Callable[[], Any]]] = [
     ("all resource limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
-    ("standard files", replace_stdout_file),
 ]
 
 
@@ -251,6 +261,11 @@ NOTED: list[tuple[str, Callable[[], Any]]] = [
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
     ("working directory", lambda: os.chdir("..")),
     ("resource limits", halve_open_files),
+    ("standard files", replace_stdout_file),
+    ("standard files", reopen_stdout),
+    ("standard files", reopen_all),
+    ("standard files", lambda: os.set_blocking(0, False)),
+    ("standard files", lambda: fcntl.fcntl(0, fcntl.F_SETFL, os.O_NONBLOCK)),
     ("environment", lambda: os.putenv("BEHIND_OS_ENVIRON", "1")),
     ("environment", lambda: os.unsetenv("PATH")),
 ]
@@ -335,7 +350,7 @@ def test_a_pipe_that_does_not_block_any_more_is_noticed():
         os.set_blocking(1, False)
         return before, baseline.changed()
 
-    assert in_clean_child(look) == (None, "output")
+    assert in_clean_child(look) == (None, "standard files")
 
 
 def replace_environ() -> None:

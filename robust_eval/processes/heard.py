@@ -6,12 +6,13 @@ itself, which is why `ctypes` counts as a call that lasts, and why all is looked
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
-_PASSING: Final = frozenset({"os.chdir", "resource.setrlimit", "resource.prlimit"})
+_PASSING: Final = frozenset({"fcntl.fcntl", "os.chdir", "resource.setrlimit", "resource.prlimit"})
 _LASTING: Final = frozenset({"ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function"})
 _VARIABLES: Final = frozenset({"os.putenv", "os.unsetenv"})
 # By the module that has them. What another one of these has taken from there is replaced with them.
@@ -19,10 +20,13 @@ _NOTED: Final = {
     "_signal": ("alarm", "pthread_sigmask", "set_wakeup_fd", "setitimer", "signal"),
     "_locale": ("setlocale",),
     "posix": (
+        "closerange",
+        "dup2",
         "nice",
         "sched_setaffinity",
         "sched_setparam",
         "sched_setscheduler",
+        "set_blocking",
         "setegid",
         "seteuid",
         "setgid",
@@ -35,6 +39,7 @@ _NOTED: Final = {
         "umask",
     ),
 }
+_STANDARD_FILES: Final = 3
 # Hooks that cannot be listed or removed, and threads that are counted only once they run.
 _IRREVOCABLE: Final = (("sys", "addaudithook"), ("_thread", "start_new_thread"), ("_thread", "start_new"))
 _OF_MODULES: Final = (("os", "register_at_fork"), ("posix", "register_at_fork"))  # no harm on an import
@@ -56,6 +61,18 @@ def _noting(function: Callable[..., Any], note: Callable[[], None]) -> Callable[
     def noted(*args: Any, **kwargs: Any) -> Any:
         note()
         return function(*args, **kwargs)
+
+    return noted
+
+
+def _noting_the_first(close: Callable[[int], None], note: Callable[[], None]) -> Callable[[int], None]:
+    """The same for `os.close`, which many call for other descriptors than those of the standard streams."""
+
+    @functools.wraps(close)
+    def noted(fd: int) -> None:
+        close(fd)
+        if fd < _STANDARD_FILES:
+            note()
 
     return noted
 
@@ -83,6 +100,7 @@ class Calls:
         for module, names in _NOTED.items():
             space = vars(sys.modules[module]) if module in sys.modules else {}
             noting.update((id(space[name]), _noting(space[name], self._note)) for name in names if name in space)
+        noting[id(os.close)] = _noting_the_first(os.close, self._note)
         for module in _SHARERS:
             space = vars(sys.modules[module]) if module in sys.modules else {}
             space.update({name: noting[id(value)] for name, value in space.items() if id(value) in noting})

@@ -33,6 +33,7 @@ set_wakeup_fd: Callable[[int], int] = _signal.set_wakeup_fd
 # Not the one of `locale`, which takes a while to import and to say the same.
 setlocale: Callable[[int], str] = importlib.import_module("_locale").setlocale
 umask: Callable[[int], int] = os.umask  # as it is before anybody takes note of its calls, like those above
+close: Callable[[int], None] = os.close
 _ALL_CATEGORIES: int = importlib.import_module("_locale").LC_ALL
 _BUILTINS = vars(builtins)
 _SIGNALS = tuple(
@@ -80,19 +81,19 @@ def _lowest_free_descriptor() -> int:
         fd = os.dup(0)
     except OSError:
         return -1
-    os.close(fd)
+    close(fd)
     return fd
 
 
 def _standard_files() -> list[object]:
+    """What they are, and whether they block. A pipe that does not loses much of a long text."""
     files: list[object] = []
     for fd in range(3):
         try:
             stat = os.fstat(fd)
+            files.append((stat.st_dev, stat.st_ino, os.get_blocking(fd)))
         except OSError:
             files.append(None)
-        else:
-            files.append((stat.st_dev, stat.st_ino))
     return files
 
 
@@ -105,17 +106,9 @@ def _scheduling() -> object:
 
 
 def _output() -> object:
-    """How the standard streams write. A pipe that does not block, which is one for both, loses much of a long text.
-
-    An initializer may have left no stream there, or a closed one.
-    """
+    """How the standard streams write. An initializer may have left no stream there, or a closed one."""
     out, err = sys.stdout, sys.stderr
-    if out is None or err is None:
-        return None
-    try:
-        return out.closed, err.closed, out.encoding, err.encoding, out.errors, os.get_blocking(1)
-    except OSError:
-        return None
+    return None if out is None or err is None else (out.closed, err.closed, out.encoding, err.encoding, out.errors)
 
 
 def _raising_warnings() -> object:
@@ -190,6 +183,7 @@ class Baseline:
         "locale",
         "user",
         "scheduling",
+        "standard files",
     )
     _REMOTE_NAMES: Final = ("timers of the kernel", "surroundings", "ignored signals", "system calls")
 
@@ -209,7 +203,7 @@ class Baseline:
         self._tripwires = Tripwires()
         self._core = CoreModules()
         self._was = self._look()
-        self._was_thorough = _look_thoroughly()
+        self._was_limits = _all_limits()
         self._was_rare = self._look_at_the_rare()
         self._was_remote = _look_at_the_remote()
         self._calls = calls
@@ -254,6 +248,7 @@ class Baseline:
             setlocale(_ALL_CATEGORIES),
             (os.geteuid(), os.getegid()),
             _scheduling(),
+            _standard_files(),
         )
 
     def is_changed(self, spent_s: float) -> bool:
@@ -319,12 +314,7 @@ class Baseline:
 
     def changed_thoroughly(self) -> str | None:
         """The same for what costs more to look at."""
-        if rare := self._rarely_changed():
-            return rare
-        limits, files = _look_thoroughly()
-        if limits != self._was_thorough[0]:
-            return "all resource limits"
-        return "standard files" if files != self._was_thorough[1] else None
+        return self._rarely_changed() or ("all resource limits" if _all_limits() != self._was_limits else None)
 
 
 def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[object, ...]) -> str | None:
@@ -335,5 +325,5 @@ def _look_at_the_remote() -> tuple[object, ...]:
     return residue.timers(), residue.surroundings(), residue.ignored_signals(), system.filters_system_calls()
 
 
-def _look_thoroughly() -> tuple[object, object]:
-    return list(map(getrlimit, _LIMITS)), _standard_files()
+def _all_limits() -> list[object]:
+    return list(map(getrlimit, _LIMITS))
