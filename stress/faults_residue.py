@@ -106,8 +106,30 @@ for _module, _name in (
     (threading, "Thread"),
     (signal, "signal"),
     (random, "random"),
+    (threading.Thread, "start"),
+    (random.Random, "random"),
+    (RunningJob, "record"),
 ):
     fault()(_replacing(_module, _name))
+
+
+@fault()
+def replace_a_loaded_module(job: RunningJob) -> float:
+    sys.modules["json"] = os
+    return own_value(job)
+
+
+@fault()
+def unload_a_module(job: RunningJob) -> float:
+    del sys.modules["json"]
+    return own_value(job)
+
+
+@fault()
+def reopen_stdout_elsewhere(job: RunningJob) -> float:
+    os.close(1)
+    os.open(os.devnull, os.O_WRONLY)
+    return own_value(job)
 
 
 @fault()

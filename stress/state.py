@@ -4,8 +4,10 @@ import decimal
 import faulthandler
 import gc
 import hashlib
+import json
 import locale
 import os
+import random
 import re
 import resource
 import signal
@@ -18,11 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from robust_eval import RunningJob
 from robust_eval.processes.layout import COOKIE
 
 _BUILTINS = {name: __builtins__[name] for name in ("open", "print", "__import__", "len")}  # type: ignore[index]
 _FUNCTIONS = {"write": os.write, "open": os.open, "getpid": os.getpid, "dup": os.dup, "waitpid": os.waitpid}
+_OF_CLASSES = ((threading.Thread, "start"), (random.Random, "random"), (RunningJob, "record"))
 _MONOTONIC = time.monotonic
+_METHODS = {(class_, name): getattr(class_, name) for class_, name in _OF_CLASSES}
 _LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
@@ -48,7 +53,7 @@ def _of_the_process() -> dict[str, object]:
         "limits": [resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in _LIMITS],
         "scheduling": (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)),
         "user": (os.getresuid(), os.getresgid()),
-        "descriptors": [Path(f"/proc/self/fd/{fd}").exists() for fd in range(3)],
+        "files": [os.readlink(f"/proc/self/fd/{fd}").partition("[")[0] for fd in range(3)],  # noqa: PTH115 - as it stands
         "blocking": [os.get_blocking(fd) for fd in range(3)],
     }
 
@@ -64,7 +69,8 @@ def _of_the_interpreter() -> dict[str, object]:
         "hooks": (*hooks, threading.excepthook is threading.__excepthook__),
         "streams": [(type(stream).__name__, stream.closed, stream.encoding) for stream in (stdout, stderr)],
         "builtins": [name for name, value in _BUILTINS.items() if __builtins__[name] is not value],  # type: ignore[index]
-        "modules": ("os" in sys.modules, bool(sys.path), bool(sys.meta_path)),
+        "modules": (sys.modules.get("os") is os, sys.modules.get("json") is json, bool(sys.path), bool(sys.meta_path)),
+        "methods": [name for (class_, name), method in _METHODS.items() if getattr(class_, name) is not method],
         "warnings": [entry for entry in warnings.filters if entry[0] == "error"],
         "locale": locale.setlocale(locale.LC_ALL),
         "faulthandler": faulthandler.is_enabled(),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from children import in_child
 
+from robust_eval.job import RunningJob
 from robust_eval.processes import residue
 from robust_eval.processes.heard import Tripwires
 from robust_eval.processes.residue import CoreModules, Garbage
@@ -34,6 +35,13 @@ CHANGES: list[tuple[Callable[[], Any], bool]] = [
     (lambda: setattr(random, "random", print), True),
     (lambda: setattr(os, "new", 1), False),
     (replace_and_restore, False),
+    (lambda: setattr(threading.Thread, "start", print), True),
+    (lambda: delattr(random.Random, "choice"), True),
+    (lambda: setattr(RunningJob, "__getitem__", print), True),
+    (lambda: setattr(random.Random, "random", print), True),
+    (lambda: sys.modules.update(json=os), True),
+    (lambda: sys.modules.pop("json"), True),
+    (lambda: sys.modules.update(new=os), False),
 ]
 
 

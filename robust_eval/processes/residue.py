@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 # What nearly every function uses. What a library adds to them later is no harm, so that only what was there counts.
 _CORE = (
@@ -41,6 +41,21 @@ _CORE = (
     "time",
     "traceback",
 )
+# Their methods. Classes written in C cannot be changed.
+_CLASSES = (
+    ("json.decoder", "JSONDecoder"),
+    ("json.encoder", "JSONEncoder"),
+    ("logging", "Logger"),
+    ("os", "_Environ"),
+    ("pathlib", "Path"),
+    ("random", "Random"),
+    ("robust_eval.job", "RunningJob"),
+    ("socket", "socket"),
+    ("subprocess", "Popen"),
+    ("threading", "Condition"),
+    ("threading", "Event"),
+    ("threading", "Thread"),
+)
 _VERSION_OFFSET = 24
 _COLLECTION_SHARE = 4
 _ONE, _LITTLE = 1.0, 2.0**-60
@@ -54,12 +69,15 @@ _NAMESPACES = ("/proc/self/ns/mnt", "/proc/self/ns/net")
 
 
 class CoreModules:
-    """The functions of the modules that everybody uses, ours included."""
+    """The functions and classes of the modules that everybody uses, ours included, and which modules are loaded."""
 
     def __init__(self) -> None:
-        self._spaces = [vars(sys.modules[name]) for name in _CORE if name in sys.modules]
-        self._was = [dict(space) for space in self._spaces]
-        versions = [version_of(space) for space in self._spaces]
+        spaces: list[dict[str, Any]] = [vars(sys.modules[name]) for name in _CORE if name in sys.modules]
+        spaces.append(sys.modules)
+        classes = [_space_of(vars(sys.modules[module])[name]) for module, name in _CLASSES if module in sys.modules]
+        self._spaces = [(space, dict(space)) for space in spaces]
+        self._classes = [(space, dict(space)) for space in classes]
+        versions = [version_of(space) for space in (*spaces, *classes)]
         self._versions = [version for version in versions if version is not None]
         self._seen = self._now()
 
@@ -79,10 +97,15 @@ class CoreModules:
         return not self._versions and self._differ()
 
     def _differ(self) -> bool:
-        return any(
-            space != was and not was.items() <= space.items()
-            for space, was in zip(self._spaces, self._was, strict=True)
-        )
+        """What was added to a module is no harm; to a class, it stands before what that inherits."""
+        spaces = any(space != was and not was.items() <= space.items() for space, was in self._spaces)
+        return spaces or any(space != was for space, was in self._classes)
+
+
+def _space_of(class_: type) -> dict[str, Any]:
+    """The dictionary behind what a class shows of it: that is all that the view refers to."""
+    (space,) = gc.get_referents(vars(class_))
+    return cast("dict[str, Any]", space)
 
 
 def version_of(space: dict[str, Any]) -> "ctypes.c_uint64 | None":
