@@ -119,6 +119,18 @@ def replace_a_loaded_module(job: RunningJob) -> float:
     return own_value(job)
 
 
+class _Finder:
+    @staticmethod
+    def find_spec(*_: object) -> None:
+        raise ImportError
+
+
+@fault()
+def forbid_all_imports(job: RunningJob) -> float:
+    sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type] # a finder as the protocol knows it
+    return own_value(job)
+
+
 @fault()
 def unload_a_module(job: RunningJob) -> float:
     del sys.modules["json"]

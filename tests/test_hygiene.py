@@ -134,6 +134,9 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("start method", lambda: multiprocessing.set_start_method("forkserver", force=True)),
     ("modules", sys.modules.clear),
     ("modules", sys.path.clear),
+    ("modules", sys.meta_path.pop),
+    ("modules", lambda: sys.meta_path.insert(0, object())),
+    ("modules", lambda: sys.path_hooks.append(print)),
     ("resource limits", halve_open_files),
     ("core modules", lambda: setattr(os, "write", print)),
     ("hidden hooks or threads", lambda: sys.addaudithook(lambda *_: None)),
@@ -198,6 +201,21 @@ def test_the_first_use_of_a_module_is_no_change():
         return [baseline.changed(), baseline.changed_thoroughly()]
 
     assert in_clean_child(look) == [None, None]
+
+
+def test_a_finder_that_a_module_brings_on_its_import_is_no_change(tmp_path: Any):
+    """As `six` does; one that is there with no new module is the job's own."""
+    (tmp_path / "with_finder.py").write_text("import sys\nsys.meta_path.append(object())\n")
+
+    def look() -> list[str | None]:
+        sys.path.insert(0, str(tmp_path))
+        baseline = Baseline(Builtins(), Calls())
+        importlib.import_module("with_finder")
+        seen = [baseline.changed(), baseline.changed()]
+        sys.meta_path.pop()
+        return [*seen, baseline.changed()]
+
+    assert in_clean_child(look) == [None, None, "modules"]
 
 
 def test_what_a_module_sets_on_its_import_is_no_change(tmp_path: Any):

@@ -192,7 +192,8 @@ class Baseline:
         lowest = _lowest_free_descriptor()
         # A file or two may be kept open on purpose. Hundreds are a leak, and fewer than before are somebody else's.
         self._descriptors = range(lowest, lowest + _MOST_LEAKED_DESCRIPTORS)
-        self._least = len(sys.modules), len(sys.path), len(sys.meta_path)
+        self._least = len(sys.modules), len(sys.path)
+        self._loaded, self._finders = len(sys.modules), (len(sys.meta_path), len(sys.path_hooks))
         self._streams = (sys.stdout, sys.stderr, sys.stdin)
         self._environment: dict[bytes, bytes | None] = dict(os.environ._data)  # type: ignore[attr-defined] # noqa: SLF001 - the bytes themselves, no decoding
         self._environment_type = type(os.environ)
@@ -214,7 +215,7 @@ class Baseline:
 
     def _look(self) -> tuple[object, ...]:
         """In the order of the names. This is done after every job: calls stand here as they are."""
-        modules, path, finders = self._least
+        modules, path = self._least
         return (
             _thread._count(),  # noqa: SLF001 - all threads that Python started, in 50 ns
             _lowest_free_descriptor() in self._descriptors,
@@ -226,13 +227,23 @@ class Baseline:
             _output(),
             warnings.filters == self._filters or _raising_warnings() == self._raising,
             _start_method(),
-            len(sys.modules) >= modules and len(sys.path) >= path and len(sys.meta_path) >= finders,
+            len(sys.modules) >= modules and len(sys.path) >= path and self._are_finders_as_before(),
             self._core.are_changed(),
             self._tripwires.touched,
             settings(),
             arithmetic(),
             tempdir(self._usual),
         )
+
+    def _are_finders_as_before(self) -> bool:
+        """What finds modules is as it was, or a module that a job has imported has added to that (`six` does)."""
+        loaded, finders = len(sys.modules), (len(sys.meta_path), len(sys.path_hooks))
+        if finders != self._finders:
+            if loaded <= self._loaded or finders < self._finders:
+                return False
+            self._finders = finders
+        self._loaded = loaded
+        return True
 
     def _look_at_the_rare(self) -> tuple[object, ...]:
         """In the order of their names: what is looked at after a call that may have changed it, and after long jobs."""
