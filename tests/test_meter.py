@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -13,8 +13,10 @@ import pytest
 from children import Helper, in_child
 from waiting import wait_until
 
+from robust_eval.processes import footprint
 from robust_eval.processes import meter as meter_module
-from robust_eval.processes.meter import Meter, Tree
+from robust_eval.processes.footprint import Count, Tree
+from robust_eval.processes.meter import Meter
 from robust_eval.processes.system import LINUX
 
 MIB = 2**20
@@ -87,12 +89,30 @@ def is_stopped(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
+def exact_bytes(pid: int) -> int:
+    """What a tree takes by the exact sum."""
+    count = Count(pid)
+    while not count.go_on(1.0):
+        pass
+    count.let_go()
+    return count.used
+
+
+def look(meter: Meter, now: float) -> tuple[int, int] | None:
+    """Look at worker 1 until it is known whether it is over its limit."""
+    over = meter.look(1, now)
+    while over is None and meter._watches[1].count is not None:
+        assert meter.due(now) == [1]
+        over = meter.look(1, now)
+    return over
+
+
 def test_a_tree_is_measured_with_everything_below_it(forks: Helper):
     """Resident sizes count what forks share once for each, proportional sizes once."""
     tree = Tree(forks.pid)
     try:
         assert tree.resident_bytes() > 4 * 100 * MIB
-        assert 100 * MIB < tree.exact_bytes() < 250 * MIB
+        assert 100 * MIB < exact_bytes(tree.pid) < 250 * MIB
     finally:
         tree.close()
 
@@ -108,7 +128,7 @@ def test_mapped_files_are_not_counted_in_the_end(tmp_path: Path):
         helper.read()
         tree = Tree(helper.pid)
         assert tree.resident_bytes() > 100 * MIB
-        assert 0 < tree.exact_bytes() < 50 * MIB
+        assert 0 < exact_bytes(tree.pid) < 50 * MIB
         tree.close()
 
 
@@ -118,8 +138,8 @@ def test_a_dead_tree_takes_nothing():
         tree = Tree(helper.pid)
     try:
         assert tree.resident_bytes() == 0
-        assert tree.exact_bytes() == 0
-        assert meter_module._resident_bytes(helper.pid) == 0
+        assert exact_bytes(tree.pid) == 0
+        assert footprint._resident_bytes(helper.pid) == 0
     finally:
         tree.close()
 
@@ -140,10 +160,10 @@ def test_a_tree_over_its_limit_is_stopped_and_can_go_on(eater: Helper, watched: 
     """The answer holds the bytes and the limit; the tree takes no more until it is resumed."""
     limit = 200 * MIB
     watched.begin(1, limit, 0.0)
-    assert watched.look(1, 0.0) is None
+    assert look(watched, 0.0) is None
     eater.ask("400")
     assert watched.due(0.1) == [1]
-    over = watched.look(1, 0.1)
+    over = look(watched, 0.1)
     assert over is not None
     used, said = over
     assert said == limit
@@ -155,11 +175,61 @@ def test_a_tree_over_its_limit_is_stopped_and_can_go_on(eater: Helper, watched: 
     assert watched.next_at() == pytest.approx(0.1, abs=0.01)
 
 
+def test_a_large_tree_is_counted_part_by_part(forks: Helper, monkeypatch: pytest.MonkeyPatch):
+    """It stands still meanwhile, and others are looked at in between."""
+    monkeypatch.setattr(meter_module, "_PART_S", 0.0)
+    meter = Meter()
+    meter.add(1, forks.pid)
+    try:
+        meter.begin(1, 250 * MIB, 0.0)
+        for _ in range(3):
+            assert meter.due(0.5) == [1]
+            assert meter.look(1, 0.5) is None
+            assert meter.next_at() == 0.5
+            wait_until(lambda: all(map(is_stopped, (forks.pid, *forks.pids))))
+        assert meter.due(0.5) == [1]
+        assert meter.look(1, 0.5) is None
+        wait_until(lambda: not any(map(is_stopped, (forks.pid, *forks.pids))))
+        at = meter.next_at()
+        assert at is not None
+        assert at > 0.5
+    finally:
+        meter.remove(1)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "goes_on"),
+    [
+        (lambda meter: meter.let_go(1), True),
+        (lambda meter: meter.begin(1, None, 0.1), True),
+        (lambda meter: meter.give_up(1), False),
+    ],
+)
+def test_a_count_that_is_broken_off_leaves_no_tree_standing(
+    interrupt: Callable[[Meter], None], goes_on: bool, forks: Helper, monkeypatch: pytest.MonkeyPatch
+):
+    """Where its job has ended, or another is begun; what is killed is killed as it stands."""
+    monkeypatch.setattr(meter_module, "_PART_S", 0.0)
+    meter = Meter()
+    meter.add(1, forks.pid)
+    try:
+        meter.begin(1, 250 * MIB, 0.0)
+        assert meter.look(1, 0.1) is None
+        wait_until(lambda: all(map(is_stopped, (forks.pid, *forks.pids))))
+        interrupt(meter)
+        wait_until(lambda: any(map(is_stopped, (forks.pid, *forks.pids))) != goes_on)
+        assert meter._watches[1].count is None
+    finally:
+        meter.remove(1)
+    meter.let_go(1)
+    meter.give_up(1)
+
+
 def test_the_peak_belongs_to_one_job(eater: Helper, watched: Meter):
     """The next job begins with none."""
     watched.begin(1, None, 0.0)
     eater.ask("100")
-    assert watched.look(1, 0.5) is None
+    assert look(watched, 0.5) is None
     assert watched.peak_bytes(1) > 100 * MIB
     watched.begin(1, None, 1.0)
     assert watched.peak_bytes(1) == 0
@@ -182,7 +252,7 @@ def test_it_is_looked_at_when_it_could_next_be_over(eater: Helper, watched: Mete
     watched.begin(1, 3 * 2**30, 1.0)
     assert watched.next_at() == pytest.approx(1.5)
     assert watched.due(1.5) == [1]
-    watched.look(1, 1.5)
+    look(watched, 1.5)
     at = watched.next_at()
     assert at is not None
     assert 1.9 < at <= 2.0
@@ -196,7 +266,7 @@ def test_a_smaller_limit_is_looked_at_sooner(watched: Meter):
     assert at is not None
     assert at < 0.2
     assert watched.due(at) == [1]
-    watched.look(1, at)
+    look(watched, at)
     again = watched.next_at()
     assert again is not None
     assert watched.due(again) == [1]
@@ -216,7 +286,7 @@ def test_forks_that_share_are_under_the_limit(forks: Helper):
     meter.add(1, forks.pid)
     try:
         meter.begin(1, 250 * MIB, 0.0)
-        assert meter.look(1, 0.0) is None
+        assert look(meter, 0.0) is None
         assert meter.peak_bytes(1) < 250 * MIB
         assert not any(map(is_stopped, (forks.pid, *forks.pids)))
     finally:
@@ -230,9 +300,9 @@ def test_forks_that_write_to_what_they_shared_are_found(forks: Helper):
     try:
         meter.begin(1, 250 * MIB, 0.0)
         now = monotonic()
-        assert meter.look(1, now) is None
+        assert look(meter, now) is None
         forks.ask("w")
-        over = meter.look(1, now + 1000.0)
+        over = look(meter, now + 1000.0)
         assert over is not None
         assert over[0] > 380 * MIB
         meter.resume(1, now + 1000.0)
@@ -246,11 +316,11 @@ def test_what_was_shared_once_is_not_taken_off_for_ever(forks: Helper):
     meter.add(1, forks.pid)
     try:
         meter.begin(1, 250 * MIB, 0.0)
-        assert meter.look(1, 0.0) is None
+        assert look(meter, 0.0) is None
         forks.ask("q")
-        assert meter.look(1, 0.1) is None
+        assert look(meter, 0.1) is None
         meter.begin(1, 50 * MIB, 0.2)
-        over = meter.look(1, 0.2)
+        over = look(meter, 0.2)
         assert over is not None
         assert over[0] > 100 * MIB
         meter.resume(1, 0.2)
@@ -260,15 +330,15 @@ def test_what_was_shared_once_is_not_taken_off_for_ever(forks: Helper):
 
 def test_sizes_come_from_psutil_where_the_kernel_keeps_no_statm(eater: Helper, monkeypatch: pytest.MonkeyPatch):
     """The way of macOS gives the same answer, and zero for what is gone."""
-    monkeypatch.setattr(meter_module.system, "LINUX", False)
+    monkeypatch.setattr(footprint.system, "LINUX", False)
     tree = Tree(eater.pid)
     eater.ask("50")
     assert tree.resident_bytes() > 50 * MIB
     tree.close()
-    assert meter_module._resident_by_psutil(eater.pid) > 50 * MIB
+    assert footprint._resident_by_psutil(eater.pid) > 50 * MIB
     os.kill(eater.pid, signal.SIGKILL)
     eater.wait()
-    assert meter_module._resident_bytes(eater.pid) == 0
+    assert footprint._resident_bytes(eater.pid) == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start as root and go on as somebody else")
@@ -286,7 +356,7 @@ def test_a_tree_that_hides_its_memory_is_taken_at_its_upper_bound():
             signal.pause()
         os.read(reading, 1)
         tree = Tree(pid)
-        taken = tree.exact_bytes()
+        taken = exact_bytes(tree.pid)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return taken > MIB
@@ -307,7 +377,7 @@ def test_a_process_without_its_main_thread_is_told_from_one_that_exits():
     meter.add(2, os.getpid())
     wait_until(lambda: meter.is_headless(1, 0.0) or meter.is_headless(1, 1.0))
     assert not meter.is_headless(2, 9.0)
-    assert meter_module._resident_bytes(pid) > MIB  # below a job, where it is nobody's worker, it is measured
+    assert footprint._resident_bytes(pid) > MIB  # below a job, where it is nobody's worker, it is measured
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
     assert not meter.is_headless(1, 9.0)

@@ -147,11 +147,13 @@ class Crew:
 
     def stop(self, worker_id: int, job_id: int) -> None:
         """Ask the job politely."""
+        self.meter.let_go(worker_id)
         self._ports[worker_id].ask_to_stop(job_id)
         self._ports[worker_id].signal(STOP_SIGNAL)
 
     def dump(self, worker_id: int) -> None:
         """Make the worker dump its stacks and die of it."""
+        self.meter.let_go(worker_id)
         self._dumped.add(worker_id)
         self._ports[worker_id].signal(DUMP_SIGNAL)
 
@@ -165,6 +167,7 @@ class Crew:
             if self._nursery.template is None or port.child_fds:
                 self._never_forked(port)
             return
+        self.meter.give_up(worker_id)
         tree.kill_below(port.pid)
         port.signal(signal.SIGKILL)
 
@@ -219,6 +222,7 @@ class Crew:
         for worker_id in self.meter.due(now):
             port, job_id = self._ports.get(worker_id), running(worker_id)
             if port is None or job_id is None:
+                self.meter.let_go(worker_id)
                 continue
             if self._has_finished(port):
                 self.watch_memory(worker_id, job_id, now)

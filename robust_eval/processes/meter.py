@@ -1,135 +1,35 @@
-"""How much memory a worker's process tree takes, and when it must be looked at again.
+"""When the memory of a worker's process tree is looked at.
 
-The sum of resident sizes is cheap and an upper bound: memory shared by forks counts once for each. Where that sum is
-over the limit the tree is stopped, so that it cannot go on filling memory, and the sum of proportional sizes plus swap
-decides, without the pages of mapped files, which the kernel takes back when it needs them (`smaps_rollup`). What the
-two sums differ by is taken off the cheap one for a while: that sum is blind to forks which write to what they shared,
-so the exact one is asked again, as often as a tenth of the tree's time pays for it, or a third of it where the
-machine's free memory has become less meanwhile, which costs nothing to know. A tree is looked at when it could next
-have crossed its limit at the fastest rate at which pages can be filled.
+Where the quick sum is over the limit the tree is stopped, so that it cannot go on filling memory, and the exact one
+decides. What the two sums differ by is taken off the quick one for a while: that sum is blind to forks which write to
+what they shared, so the exact one is asked again, as often as a tenth of the tree's time pays for it, or a third of it
+where the machine's free memory has become less meanwhile, which costs nothing to know. A tree is looked at when it
+could next have crossed its limit at the fastest rate at which pages can be filled.
 """
 
 import contextlib
-import os
 import signal
-from collections.abc import Callable
 from heapq import heappop, heappush
 from time import monotonic
 
-from robust_eval.processes import system, tree
+from robust_eval.processes import tree
+from robust_eval.processes.footprint import Count, Tree, free_bytes
 
 _FILL_BYTES_PER_S = 6 * 2**30
 _LEAST_TOLERANCE_BYTES = 64 * 2**20
 _SHORTEST_S, _LONGEST_S = 0.001, 0.5
 _PACE, _PACE_IN_NEED = 10, 2
 _HEADLESS_S = 0.5
-_EXACT = (b"Pss_Anon", b"Pss_Shmem", b"SwapPss")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-class Tree:
-    """The memory of one worker and everything below it.
-
-    Args:
-        pid: the worker.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC) if system.LINUX else -1
-
-    def resident_bytes(self) -> int:
-        """The sum of resident sizes."""
-        return self.own_bytes() + sum(map(_resident_bytes, tree.descendants(self.pid)))
-
-    def own_bytes(self) -> int:
-        """The resident size of the worker itself; 0 where its main thread has ended."""
-        if self._statm < 0:
-            return _resident_bytes(self.pid)
-        try:
-            return int(os.pread(self._statm, 64, 0).split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
-            return 0
-
-    def is_headless(self) -> bool:
-        """Whether the main thread has ended and others go on: such a process never exits by itself."""
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                ended = file.read().rpartition(b")")[2].split()[0] == b"Z"
-            return ended and len(os.listdir(f"/proc/{self.pid}/task")) > 1
-        except OSError:
-            return False
-
-    def exact_bytes(self) -> int:
-        """The sum of proportional sizes and swap without mapped files, with the tree stopped by the caller."""
-        pids = (self.pid, *tree.descendants(self.pid))
-        return sum(_exact_bytes(pid) or _of_a_thread(_exact_bytes, pid) for pid in pids)
-
-    def close(self) -> None:
-        """Close the kept file."""
-        if self._statm >= 0:
-            os.close(self._statm)
-
-
-def _exact_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            kib = {name: int(size.split()[0]) for name, size in (line.split(b":") for line in file.readlines()[1:])}
-        return 1024 * sum(kib[name] for name in _EXACT)
-    except (ProcessLookupError, FileNotFoundError):
-        return 0 if system.LINUX else _exact_by_psutil(pid)
-    except (OSError, KeyError):  # undumpable, or another user's, or the kernel is older than Linux 5.9
-        return _exact_by_psutil(pid)
-
-
-def _exact_by_psutil(pid: int) -> int:
-    import psutil
-
-    try:
-        info = psutil.Process(pid).memory_full_info()
-        return int(getattr(info, "pss", info.rss) + getattr(info, "swap", 0))
-    except psutil.AccessDenied:  # the upper bound counts
-        return _resident_bytes(pid)
-    except psutil.Error:
-        return 0
-
-
-def _resident_bytes(pid: int) -> int:
-    if not system.LINUX:
-        return _resident_by_psutil(pid)
-    return _told_bytes(pid) or _of_a_thread(_told_bytes, pid)
-
-
-def _of_a_thread(measure: Callable[[int], int], pid: int) -> int:
-    """What a process takes whose main thread has ended: the kernel shows nothing for that, and all for the others."""
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return 0
-    return max((measure(int(thread)) for thread in threads if int(thread) != pid), default=0)
-
-
-def _told_bytes(task: int) -> int:
-    try:
-        with open(f"/proc/{task}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
-        return 0
-
-
-def _resident_by_psutil(pid: int) -> int:
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
+_PART_S = 0.002
 
 
 class _Watch:
     """One tree with a job in it."""
 
-    __slots__ = ("asked_at", "cost_s", "due_at", "free", "headless_since", "limit", "peak", "shared", "tree", "used")
+    __slots__ = (
+        "asked_at", "cost_s", "count", "due_at", "free", "headless_since", "limit", "peak", "resident", "shared",
+        "tree", "used",
+    )  # fmt: skip
 
     def __init__(self, watched: Tree) -> None:
         self.tree = watched
@@ -140,18 +40,24 @@ class _Watch:
         self.shared = 0
         self.asked_at = self.cost_s = 0.0
         self.free = 0
-        self.used = 0
+        self.used = self.resident = 0
+        self.count: Count | None = None
 
     def is_stale(self, now: float) -> bool:
         """Whether the exact sum should be asked again."""
         waited_s = now - self.asked_at
         if waited_s < _PACE_IN_NEED * self.cost_s:
             return False
-        return waited_s >= _PACE * self.cost_s or self.free - _free_bytes() > _tolerance_bytes(self.limit or 0) // 4
+        return waited_s >= _PACE * self.cost_s or self.free - free_bytes() > _tolerance_bytes(self.limit or 0) // 4
 
-    def note_exact(self, cost_s: float) -> None:
-        """The exact sum was asked, which took so long; the tree goes on now."""
-        self.asked_at, self.cost_s, self.free = monotonic(), cost_s, _free_bytes()
+    def let_go(self) -> None:
+        """A tree that is stopped to be counted goes on."""
+        count, self.count = self.count, None
+        if count is not None:
+            self.asked_at = monotonic()
+            self.cost_s = self.asked_at - count.begun_at
+            self.free = free_bytes()
+            count.let_go()
 
 
 class Meter:
@@ -177,6 +83,7 @@ class Meter:
         watch = self._watches.get(worker_id)
         if watch is None:
             return
+        watch.let_go()
         watch.limit = limit
         watch.peak = watch.shared = 0
         self._arm(worker_id, watch, now + _interval_s(limit, watch.used))
@@ -219,29 +126,55 @@ class Meter:
         return due
 
     def look(self, worker_id: int, now: float) -> tuple[int, int] | None:
-        """Measure a worker that runs a job. The bytes and the limit if it is over; it is then stopped."""
+        """Measure a worker that runs a job. The bytes and the limit if it is over; it is then stopped.
+
+        A tree that has to be counted is stopped and due again at once, until all of it is counted.
+        """
         watch = self._watches[worker_id]
+        if watch.count is None and not self._is_suspicious(worker_id, watch, now):
+            return None
+        watch.count = count = watch.count or Count(watch.tree.pid)
+        if not count.go_on(_PART_S):
+            self._arm(worker_id, watch, now)
+            return None
+        used = watch.used = count.used
+        watch.peak = max(watch.peak, used)
+        if watch.limit is not None and used > watch.limit:
+            watch.count = None
+            return used, watch.limit
+        watch.shared = max(0, watch.resident - used)
+        watch.let_go()
+        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(watch.limit, used)))
+        return None
+
+    def _is_suspicious(self, worker_id: int, watch: _Watch, now: float) -> bool:
+        """Whether the tree must be counted, by what is quickly known. Else it is due again when that can change."""
         looked_at = monotonic()
-        resident = watch.tree.resident_bytes()
+        resident = watch.resident = watch.tree.resident_bytes()
         cost_s = monotonic() - looked_at
-        if watch.limit is None or resident <= watch.limit:
+        limit = watch.limit
+        if limit is None or resident <= limit:
             watch.shared = 0
         used = max(0, resident - watch.shared)
-        if watch.limit is not None and (used > watch.limit or (watch.shared and watch.is_stale(now))):
-            begun_at = monotonic()
-            stopped = tree.freeze(watch.tree.pid)
-            used = watch.tree.exact_bytes()
-            watch.peak = max(watch.peak, used)
-            if used > watch.limit:
-                return used, watch.limit
-            watch.shared = max(0, resident - used)
-            watch.note_exact(monotonic() - begun_at)
-            tree.signal_all(stopped, signal.SIGCONT)
+        if limit is not None and (used > limit or (watch.shared and watch.is_stale(now))):
+            return True
         watch.used = used
         watch.peak = max(watch.peak, used)
         # To look at a hundred processes takes a while, in which they fill memory.
-        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(watch.limit, used) - cost_s))
-        return None
+        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(limit, used) - cost_s))
+        return False
+
+    def let_go(self, worker_id: int) -> None:
+        """A tree that is being counted goes on, since something else is asked of it now."""
+        watch = self._watches.get(worker_id)
+        if watch is not None:
+            watch.let_go()
+
+    def give_up(self, worker_id: int) -> None:
+        """A tree that is being counted is killed as it stands."""
+        watch = self._watches.get(worker_id)
+        if watch is not None:
+            watch.count = None
 
     def is_headless(self, worker_id: int, now: float) -> bool:
         """Whether the worker has been without its main thread for a while; one that exits is so for a moment."""
@@ -258,11 +191,6 @@ class Meter:
         watch = self._watches[worker_id]
         tree.signal_all([watch.tree.pid, *tree.descendants(watch.tree.pid)], signal.SIGCONT)
         self._arm(worker_id, watch, now + _SHORTEST_S)
-
-
-def _free_bytes() -> int:
-    """Memory of the machine that nobody has: sysinfo(2), in half a microsecond."""
-    return os.sysconf("SC_AVPHYS_PAGES") * _PAGE_BYTES if system.LINUX else 0
 
 
 def _tolerance_bytes(limit: int) -> int:
