@@ -218,6 +218,21 @@ def test_a_finder_that_a_module_brings_on_its_import_is_no_change(tmp_path: Any)
     assert in_clean_child(look) == [None, None, "modules"]
 
 
+def test_a_start_method_that_was_only_used_can_still_be_chosen():
+    """A lock of `multiprocessing` settles on the default; the next job may choose. What was chosen before stays."""
+
+    def look() -> tuple[str | None, str | None, str]:
+        multiprocessing.set_start_method(None, force=True)
+        baseline = Baseline(Builtins())
+        multiprocessing.get_context()
+        used = baseline.changed()
+        multiprocessing.set_start_method("fork")
+        chosen = Baseline(Builtins())
+        return used, chosen.changed(), multiprocessing.get_start_method(allow_none=True)
+
+    assert in_clean_child(look) == (None, None, "fork")
+
+
 def test_what_a_module_sets_on_its_import_is_no_change(tmp_path: Any):
     """As scikit-learn does; what the job itself sets is one, of the same name, too."""
     (tmp_path / "setting_on_import.py").write_text(

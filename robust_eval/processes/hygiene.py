@@ -116,11 +116,19 @@ def _raising_warnings() -> object:
     return [entry for entry in warnings.filters if entry[0] == "error"]
 
 
-def _start_method() -> str | None:
-    """How `multiprocessing` starts processes, where a job has chosen: nobody can choose again in that process."""
+def _start_method(*, was_chosen: bool) -> str | None:
+    """How `multiprocessing` starts processes, where a job has chosen: nobody can choose again in that process.
+
+    Its default counts as chosen once it was used. That is taken back here, or the next job that chooses would find
+    that it cannot.
+    """
     contexts = sys.modules.get("multiprocessing.context")
-    chosen = None if contexts is None else contexts._default_context._actual_context  # noqa: SLF001 - asking chooses
-    return None if chosen is None or chosen is contexts._default_context._default_context else chosen._name  # type: ignore[union-attr] # noqa: SLF001
+    if contexts is None:
+        return None
+    default = contexts._default_context  # noqa: SLF001 - to ask by its public name is to choose
+    if default._actual_context is default._default_context and not was_chosen:
+        default._actual_context = None
+    return None if default._actual_context is None else str(default._actual_context._name)
 
 
 class Builtins:
@@ -201,6 +209,7 @@ class Baseline:
         self._builtins = builtins
         self._filters = list(warnings.filters)
         self._raising = _raising_warnings()
+        self._start_method_was_chosen = _start_method(was_chosen=True) is not None
         self._tripwires = Tripwires()
         self._core = CoreModules()
         self._was = self._look()
@@ -226,7 +235,7 @@ class Baseline:
             faulthandler.is_enabled(),
             _output(),
             warnings.filters == self._filters or _raising_warnings() == self._raising,
-            _start_method(),
+            _start_method(was_chosen=self._start_method_was_chosen),
             len(sys.modules) >= modules and len(sys.path) >= path and self._are_finders_as_before(),
             self._core.are_changed(),
             self._tripwires.touched,
