@@ -76,9 +76,9 @@ def reopen_all() -> None:
     assert [os.open(os.devnull, os.O_RDWR) for _ in range(3)] == [0, 1, 2]
 
 
-def halve_open_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft // 2, hard))
+def halve(limit: int) -> None:
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (soft // 2, hard))
 
 
 def round_up() -> None:
@@ -137,7 +137,7 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("modules", sys.meta_path.pop),
     ("modules", lambda: sys.meta_path.insert(0, object())),
     ("modules", lambda: sys.path_hooks.append(print)),
-    ("resource limits", halve_open_files),
+    ("resource limits", lambda: halve(resource.RLIMIT_NOFILE)),
     ("core modules", lambda: setattr(os, "write", print)),
     ("hidden hooks or threads", lambda: sys.addaudithook(lambda *_: None)),
     ("settings", lambda: socket.setdefaulttimeout(1.0)),
@@ -152,9 +152,6 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("signal handlers", lambda: signal.signal(STOP_SIGNAL, signal.SIG_IGN)),
     ("scheduling", lambda: os.nice(1)),
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
-]
-THOROUGH: list[tuple[str, Callable[[], Any]]] = [
-    ("all resource limits", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
 ]
 
 
@@ -250,19 +247,6 @@ def test_what_a_module_sets_on_its_import_is_no_change(tmp_path: Any):
     assert in_clean_child(look) == [None, "environment", None]
 
 
-@pytest.mark.parametrize(("name", "change"), THOROUGH, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_takes_a_closer_look_is_named_then(name: str, change: Callable[[], Any]):
-    """The quick look does not see it and the thorough one does."""
-
-    def look() -> tuple[str | None, str | None, str | None]:
-        baseline = Baseline(Builtins(), Calls())
-        before = baseline.changed_thoroughly()
-        change()
-        return before, baseline.changed(), baseline.changed_thoroughly()
-
-    assert in_clean_child(look) == (None, None, name)
-
-
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one CPU has one affinity")
 def test_a_processor_chosen_is_noticed():
     """The next job would have to share it."""
@@ -293,7 +277,8 @@ NOTED: list[tuple[str, Callable[[], Any]]] = [
     ("scheduling", lambda: os.setpriority(os.PRIO_PROCESS, 0, 1)),
     ("scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
     ("working directory", lambda: os.chdir("..")),
-    ("resource limits", halve_open_files),
+    ("resource limits", lambda: halve(resource.RLIMIT_NOFILE)),
+    ("resource limits", lambda: halve(resource.RLIMIT_SIGPENDING)),
     ("standard files", replace_stdout_file),
     ("standard files", reopen_stdout),
     ("standard files", reopen_all),

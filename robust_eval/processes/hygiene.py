@@ -43,19 +43,7 @@ _SIGNALS = tuple(
     and (number < signal.SIGRTMIN or number in {DUMP_SIGNAL, STOP_SIGNAL})
 )
 _REAL, _VIRTUAL, _PROF = int(signal.ITIMER_REAL), int(signal.ITIMER_VIRTUAL), int(signal.ITIMER_PROF)
-_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
-_HARMFUL_LIMITS = tuple(  # what an honest job runs into; 0.3 us each
-    getattr(resource, name)
-    for name in (
-        "RLIMIT_AS",
-        "RLIMIT_CPU",
-        "RLIMIT_DATA",
-        "RLIMIT_FSIZE",
-        "RLIMIT_NOFILE",
-        "RLIMIT_NPROC",
-        "RLIMIT_STACK",
-    )
-)
+_LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 LONG_S = 0.001
 _VERY_LONG_S = 0.1
 _SELF = 0
@@ -214,7 +202,6 @@ class Baseline:
         self._tripwires = Tripwires()
         self._core = CoreModules()
         self._was = self._look()
-        self._was_limits = _all_limits()
         self._was_rare = self._look_at_the_rare()
         self._was_remote = _look_at_the_remote()
         self._calls = calls
@@ -259,7 +246,7 @@ class Baseline:
         """In the order of their names: what is looked at after a call that may have changed it, and after long jobs."""
         return (
             _directory(),
-            list(map(getrlimit, _HARMFUL_LIMITS)),
+            list(map(getrlimit, _LIMITS)),
             self._core.differ_unnoticed(),
             tuple(map(getsignal, _SIGNALS)),
             (getitimer(_REAL), getitimer(_VIRTUAL), getitimer(_PROF)),
@@ -305,10 +292,10 @@ class Baseline:
     def _changed_by_calls(self) -> str | None:
         calls = self._calls
         if calls is None or calls.made:
-            return self._rarely_changed() or self._remotely_changed()
+            return self.changed_thoroughly() or self._remotely_changed()
         if calls.passing:
             calls.passing = False
-            return self._rarely_changed()
+            return self.changed_thoroughly()
         return None
 
     def _environment_differs(self) -> bool:
@@ -326,16 +313,13 @@ class Baseline:
             self._environment = {name: value for name, value in self._environment.items() if value is not None}
         return bool(variables != self._environment)
 
-    def _rarely_changed(self) -> str | None:
+    def changed_thoroughly(self) -> str | None:
+        """The same for what only certain calls change, and code in C unheard."""
         return _differing(self._RARE_NAMES, self._look_at_the_rare(), self._was_rare)
 
     def _remotely_changed(self) -> str | None:
         """What only code in C can change, and code in Python through `ctypes`, of which `Calls` tells."""
         return _differing(self._REMOTE_NAMES, _look_at_the_remote(), self._was_remote)
-
-    def changed_thoroughly(self) -> str | None:
-        """The same for what costs more to look at."""
-        return self._rarely_changed() or ("all resource limits" if _all_limits() != self._was_limits else None)
 
 
 def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[object, ...]) -> str | None:
@@ -344,7 +328,3 @@ def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[objec
 
 def _look_at_the_remote() -> tuple[object, ...]:
     return residue.timers(), residue.surroundings(), residue.ignored_signals(), system.filters_system_calls()
-
-
-def _all_limits() -> list[object]:
-    return list(map(getrlimit, _LIMITS))
