@@ -1,4 +1,4 @@
-"""How a supervisor waits."""
+"""How a supervisor and a worker wait."""
 
 import os
 import selectors
@@ -41,14 +41,14 @@ def pipe(selector: Counting) -> Iterator[tuple[int, int]]:
 
 def test_who_waits_long_sleeps(selector: Counting, pipe: tuple[int, int]):
     """One wait, as long as was asked for."""
-    assert Patience(selector).select(0.01) == []
+    assert Patience(selector.select).select(0.01) == []
     assert selector.waits == [pytest.approx(0.01, abs=0.005)]
 
 
 def test_where_things_happen_every_moment_it_stays_awake(selector: Counting, pipe: tuple[int, int]):
     """What comes within a moment is found without sleep."""
     reading, writing = pipe
-    waiting = Patience(selector)
+    waiting = Patience(selector.select)
     for _ in range(20):
         os.write(writing, b"x")
         assert waiting.select(None)
@@ -62,7 +62,7 @@ def test_where_things_happen_every_moment_it_stays_awake(selector: Counting, pip
 def test_a_moment_in_vain_is_followed_by_sleep(selector: Counting, pipe: tuple[int, int]):
     """And the next wait begins with it; the whole is as long as was asked for."""
     reading, writing = pipe
-    waiting = Patience(selector)
+    waiting = Patience(selector.select)
     waiting._gap_s = 0.0
     begun_at = monotonic()
     assert waiting.select(0.02) == []
@@ -81,7 +81,7 @@ def test_a_moment_in_vain_is_followed_by_sleep(selector: Counting, pipe: tuple[i
 def test_a_moment_is_never_longer_than_the_wait(selector: Counting, pipe: tuple[int, int], monkeypatch):
     """A deadline that is due is not overslept, and not overwatched."""
     monkeypatch.setattr(patience, "_MOMENT_S", 60.0)
-    waiting = Patience(selector)
+    waiting = Patience(selector.select)
     waiting._gap_s = 0.0
     begun_at = monotonic()
     assert waiting.select(0.005) == []
@@ -93,7 +93,7 @@ def test_a_moment_is_never_longer_than_the_wait(selector: Counting, pipe: tuple[
 def test_things_gather_for_a_moment(selector: Counting, pipe: tuple[int, int], monkeypatch):
     """What happens meanwhile is seen after it, and no deadline is overslept."""
     monkeypatch.setattr(patience, "_NAP_S", 0.01)
-    waiting = Patience(selector)
+    waiting = Patience(selector.select)
     os.write(pipe[1], b"x")
     begun_at = monotonic()
     waiting.let_gather(60.0, None)

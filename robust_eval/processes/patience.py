@@ -1,30 +1,33 @@
-"""How a supervisor waits: asleep, or for a moment awake.
+"""How a supervisor and a worker wait: asleep, or for a moment awake.
 
 A process that sleeps takes 50 us to be woken, on a virtual machine at least, and a job on a pool with nothing else to
-do passes the supervisor twice. So where things have been happening every few moments, it looks again and again for a
-moment before it goes to sleep, and gives way to whoever else wants the core. Where workers have their next jobs and
-nobody waits for it, it lets things gather for a moment: to be woken for each of them costs more than to do them.
+do passes the supervisor twice. So where things have been happening every few moments, both look again and again for a
+moment before they go to sleep, and give way to whoever else wants the core. Where workers have their next jobs and
+nobody waits for the supervisor, it lets things gather for a moment: to be woken for each of them costs more than to do
+them.
 """
 
 import os
-import selectors
+from collections.abc import Callable
 from time import monotonic, sleep
+from typing import Generic, TypeVar
 
 _NAP_S = 0.004
 _MOMENT_S = 0.0003
 _SHARE = 0.2
 _MOST_GAP_S = 0.001
+_Ready = TypeVar("_Ready")
 
 
-class Patience:
-    """Waits on a selector.
+class Patience(Generic[_Ready]):
+    """Waits until something is ready.
 
     Args:
-        selector: on what.
+        look: says what is, after at most so many seconds; None for no bound.
     """
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
+    def __init__(self, look: Callable[[float | None], list[_Ready]]) -> None:
+        self._look = look
         self._gap_s = _MOST_GAP_S
 
     @staticmethod
@@ -38,21 +41,21 @@ class Patience:
         nap_s = min(leisure_s, _NAP_S)
         sleep(nap_s if wait_s is None else min(nap_s, wait_s))
 
-    def select(self, wait_s: float | None) -> "list[tuple[selectors.SelectorKey, int]]":
+    def select(self, wait_s: float | None) -> list[_Ready]:
         """What is ready, after at most so many seconds; None for no bound."""
         begun_at = monotonic()
         ready = self._watch(begun_at, wait_s) if self._gap_s < _MOMENT_S else []
         if not ready:
             left_s = None if wait_s is None else max(0.0, wait_s - (monotonic() - begun_at))
-            ready = self._selector.select(left_s)
+            ready = self._look(left_s)
         self._gap_s += _SHARE * (min(monotonic() - begun_at, _MOST_GAP_S) - self._gap_s)
         return ready
 
-    def _watch(self, begun_at: float, wait_s: float | None) -> "list[tuple[selectors.SelectorKey, int]]":
+    def _watch(self, begun_at: float, wait_s: float | None) -> list[_Ready]:
         """Look for a moment; empty where nothing happened. A moment in vain is not soon repeated."""
         ends_at = begun_at + (_MOMENT_S if wait_s is None else min(_MOMENT_S, wait_s))
         while monotonic() < ends_at:
-            ready = self._selector.select(0)
+            ready = self._look(0)
             if ready:
                 return ready
             os.sched_yield()

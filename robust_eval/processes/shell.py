@@ -67,7 +67,7 @@ class Shell:
     ) -> None:
         self._driver = driver
         self._selector = selectors.DefaultSelector()
-        self._patience = Patience(self._selector)
+        self._patience = Patience(self._selector.select)
         self._ledger = mmap(settings.ledger_fd, LEDGER_BYTES)
         self._cookie = config["cookie"]
         self._jobs: dict[int, _Entry] = {}

@@ -12,6 +12,7 @@ import marshal
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -52,6 +53,7 @@ from robust_eval.processes.parcel import (
     unpack,
     view,
 )
+from robust_eval.processes.patience import Patience
 from robust_eval.processes.randomness import Randomness
 from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
 from robust_eval.processes.streams import Printed, Streams
@@ -98,6 +100,7 @@ class Worker:
         for sock in (orders, self._claims):
             sock.settimeout(None)  # whatever default the user's modules have set
         self._inbox = wire.Inbox(orders)
+        self._patience = Patience(_waiting_for(orders))
         self._claim = b""
         self._stack_fd = stamps
         self._stamps = mmap.mmap(stamps, STAMP_BYTES)
@@ -141,7 +144,8 @@ class Worker:
         self._peak_bytes = _peak_bytes()  # of the jobs that are too short to be measured
         self._printed.begin(settings["marker"])
         self._outbox.send(wire.READY)
-        while packets := self._inbox.read():
+        packets: list[wire.Packet] = []
+        while packets := self._next_packets(len(packets)):
             for index, packet in enumerate(packets, 1):
                 if not self._may_begin(packet):
                     discard(packet.payload)
@@ -150,6 +154,19 @@ class Worker:
                 if not self._work(packet, bundle.runner, more=index < len(packets), last=tasks_left == 0):
                     return
             self._outbox.flush()
+
+    def _next_packets(self, last: int) -> list[wire.Packet]:
+        """What is sent next; empty at the end of the inbox.
+
+        Args:
+            last: how many jobs came at once. Where several do, others have work for this core.
+        """
+        try:
+            return self._inbox.read(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if last == 1:
+                self._patience.select(None)
+            return self._inbox.read()
 
     def _may_begin(self, packet: wire.Packet) -> bool:
         """Take the claim of a job. False where the supervisor was first: another worker has the job.
@@ -321,6 +338,13 @@ class Worker:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
         with contextlib.suppress(OSError):
             os.write(self._clear_refs, b"5")
+
+
+def _waiting_for(sock: socket.socket) -> Callable[[float | None], list[tuple[int, int]]]:
+    """What says whether something can be read, after at most so many seconds; None for no bound."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return lambda wait_s: poll.poll(None if wait_s is None else 1000.0 * wait_s)
 
 
 def _peak_bytes() -> int:
