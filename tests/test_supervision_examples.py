@@ -693,9 +693,9 @@ class TestInbox:
         assert last(world, do.TakeBack) == []
 
     def test_results_may_wait_while_workers_have_their_next_jobs(self):
-        """A tenth of a job's time, but not once little is left, nor while a worker is about to die."""
+        """A sixth of a job's time, but not once little is left, nor while a worker is about to die."""
         world = ahead(9, num_workers=2)
-        assert world.core.dispatcher.leisure_s == pytest.approx(0.01)
+        assert world.core.dispatcher.leisure_s == pytest.approx(0.016)
         world.cancel(0)
         assert world.core.dispatcher.leisure_s == 0.0
         die(world)

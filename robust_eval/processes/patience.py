@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Generic, TypeVar
 
-_NAP_S = 0.004
+_NAP_S = 0.008
 _MOMENT_S = 0.0003
 _SHARE = 0.2
 _MOST_GAP_S = 0.001

@@ -95,8 +95,8 @@ class Shell:
                 break
             leisure_s = self._core.dispatcher.leisure_s
             if leisure_s:
-                self._patience.let_gather(leisure_s, self._wait_s())
-            for key, _ in self._patience.select(self._wait_s()):
+                self._patience.let_gather(leisure_s, self._wait_s(self._deadlines()))
+            for key, _ in self._patience.select(self._wait_s([*self._deadlines(), self._report_at])):
                 key.data()
             if self._driver.blocked:
                 self._driver.drain()
@@ -148,8 +148,12 @@ class Shell:
         self._report_at, self._reported_at = None, now
         self._driver.flush()
 
-    def _wait_s(self) -> float | None:
-        instants = [self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by, self._report_at]
+    def _deadlines(self) -> list[float | None]:
+        """When something is to be done that cannot wait."""
+        return [self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by]
+
+    def _wait_s(self, instants: list[float | None]) -> float | None:
+        """How long until the first of these, where there is any, and until what asks to be looked at again."""
         wait_s = self._crew.wait_s()
         now = monotonic()
         if self._driver.blocked:

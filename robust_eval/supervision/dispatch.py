@@ -16,7 +16,7 @@ _BUSY = WorkerState.BUSY
 _EWMA = 0.1
 _MOST_TIMES = 4.0
 _SHORTEST_S = 1e-6
-_LEISURE = 0.1
+_LEISURE = 0.16
 _AHEAD = 2  # jobs, the running one included
 _NEVER = _UNKNOWN = float("inf")
 
