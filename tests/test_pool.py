@@ -468,19 +468,42 @@ def test_a_pool_whose_thread_cannot_start_leaves_nothing(name: str, monkeypatch:
     wait_until(lambda: set(threading.enumerate()) <= before)
 
 
-def test_without_a_descriptor_for_the_function_there_is_no_pool():
-    """The message says what to do."""
+@pytest.mark.parametrize("free", range(3))
+def test_without_descriptors_there_is_no_pool(free: int):
+    """The message says what to do, and what was made for the pool is closed again."""
 
-    def start() -> str:
+    def start() -> tuple[str, bool]:
         bundle = pack(Bundle(double))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        lowest = os.dup(0)
+        os.close(lowest)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, most))
+        said = ""
         try:
             Pool(bundle, PoolSettings(POLICY, sys.executable), print, print)
+        except RobustEvalError as error:
+            said = str(error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        again = os.dup(0)
+        return said, again == lowest
+
+    said, closed = in_child(start)
+    assert "ulimit -n" in said
+    assert closed
+
+
+def test_where_no_file_may_be_so_large_there_is_no_pool():
+    """Of the memory that the driver shares with its workers nearly nothing is filled; the limit counts all of it."""
+
+    def start() -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        try:
+            Pool(pack(Bundle(double)), PoolSettings(POLICY, sys.executable), print, print)
         except RobustEvalError as error:
             return str(error)
         return ""
 
-    assert "ulimit -n" in in_child(start)
+    assert "ulimit -f" in in_child(start)
 
 
 def test_a_large_function_is_handed_over_as_it_is():

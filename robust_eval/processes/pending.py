@@ -4,11 +4,13 @@ Every payload is kept until its outcome is here. The ledger is one byte a job, w
 it outlives any supervisor, so that a new one gets what had not begun, and only what had begun is `lost`.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from mmap import mmap
 from typing import Any, NamedTuple
 
+from robust_eval.errors import RobustEvalError
 from robust_eval.processes import system
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
 from robust_eval.processes.parcel import Landed, discard
@@ -63,13 +65,26 @@ class Pending:
     Args:
         policy: the pool's, for what is tried again.
         deliver: called with batches of settled jobs.
+
+    Raises:
+        RobustEvalError: the ledger cannot be made.
     """
 
     def __init__(self, policy: Mapping[str, Any], deliver: Callable[[list[Settled]], None]) -> None:
         self._policy = policy
         self._deliver = deliver
-        self.fd = system.memory_file(LEDGER_BYTES)
-        self._ledger = mmap(self.fd, LEDGER_BYTES)
+        with contextlib.ExitStack() as made:
+            try:
+                self.fd = system.memory_file(LEDGER_BYTES)
+                made.callback(os.close, self.fd)
+                self._ledger = mmap(self.fd, LEDGER_BYTES)
+            except OSError as error:
+                msg = (
+                    f"a file in memory of {LEDGER_BYTES >> 20} MiB, nearly all of it empty, cannot be made "
+                    f"({error.strerror}): raise the limit on the size of files (ulimit -f) or on open ones (ulimit -n)"
+                )
+                raise RobustEvalError(msg) from error
+            made.pop_all()
         self.jobs: dict[int, Submission] = {}
 
     def add(self, submissions: Iterable[Submission]) -> None:

@@ -60,7 +60,7 @@ class Pool:
 
     Raises:
         InvalidArgument: the supervisor could not open the channels of so many workers.
-        RobustEvalError: no descriptor is left for the bundle.
+        RobustEvalError: no descriptor is left, or a limit on the size of files is in the way.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class Pool:
         record: Callable[[int, bytes], None],
     ) -> None:
         refuse_too_many_workers(settings.policy["num_workers"])
+        self._pending = Pending(settings.policy, deliver)
         if isinstance(bundle, bytes):
             bundle = store([bundle], len(bundle))
         if not isinstance(bundle, Memory):
+            self._pending.close()
             msg = "no descriptor is left for the run function: close some files, or raise the limit (ulimit -n)"
             raise RobustEvalError(msg)
         self._bundle_fd = bundle.fd
@@ -81,7 +83,6 @@ class Pool:
         self._record = record
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._pending = Pending(settings.policy, deliver)
         self._budget_at: float | None = None
         self._closing = False
         self._deaths = 0

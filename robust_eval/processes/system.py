@@ -61,7 +61,11 @@ def memory_file(size: int) -> int:
     import fcntl
 
     fd = os.memfd_create("robust_eval", _MEMFD_FLAGS)
-    os.ftruncate(fd, size)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:  # a limit on the size of files
+        os.close(fd)
+        raise
     fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_SHRINK_GROW)
     return fd
 
