@@ -178,6 +178,7 @@ def test_what_a_job_changed_is_named(name: str, change: Callable[[], Any]):
     """Nothing is named before, the change after."""
 
     def look() -> tuple[str | None, str | None]:
+        multiprocessing.get_context()
         baseline = Baseline(Builtins())
         before = baseline.changed()
         change()
