@@ -243,7 +243,7 @@ def leave_a_printing_child(job: RunningJob) -> float:
 
 @fault()
 def open_a_named_pipe(job: RunningJob) -> float:
-    path = Path(f"{job['diary']}.pipe{os.getpid()}")
+    path = Path(f"{job['diary']}.pipe{job['x']}")
     os.mkfifo(path)
     os.open(path, os.O_RDWR)
     path.unlink()
@@ -252,7 +252,7 @@ def open_a_named_pipe(job: RunningJob) -> float:
 
 @fault("timeout")
 def wait_for_a_named_pipe(job: RunningJob) -> None:
-    path = Path(f"{job['diary']}.pipe{os.getpid()}")
+    path = Path(f"{job['diary']}.pipe{job['x']}")
     os.mkfifo(path)
     os.open(path, os.O_RDONLY)
 
