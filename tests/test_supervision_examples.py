@@ -789,6 +789,19 @@ class TestInbox:
 
 
 class TestUser:
+    def test_a_submission_does_not_look_through_the_jobs_that_wait(self):
+        """A million of them are submitted in two thousand parts."""
+
+        class Unending(dict[int, JobRecord]):
+            def __iter__(self) -> Any:
+                pytest.fail("all jobs are looked through")
+
+        core = Supervisor(Policy(), 0.0)
+        core.book.jobs = Unending()
+        for batch in ([ev.JobSpec(0)], [ev.JobSpec(1), ev.JobSpec(2)]):
+            core.handle([ev.JobsSubmitted(batch)], 0.0)
+        assert len(core.book.jobs) == 3
+
     def test_one_id_one_job(self):
         """An id in use, or twice in a batch, is refused and nothing of the batch is taken in."""
         core = Supervisor(Policy(), 0.0)

@@ -52,7 +52,7 @@ class JobBook:
             InternalError: an id is still in use; nothing of the batch is taken in.
         """
         job_ids = {spec.job_id for spec in specs}
-        if len(job_ids) != len(specs) or not job_ids.isdisjoint(self.jobs):
+        if len(job_ids) != len(specs) or not self.jobs.keys().isdisjoint(job_ids):
             twice = [spec.job_id for spec in specs if spec.job_id in self.jobs] or "within one batch"
             raise InternalError(f"jobs were submitted twice: {twice}")
         self.submitted_count += len(specs)
