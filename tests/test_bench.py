@@ -257,12 +257,15 @@ def test_a_peer_that_is_missing_is_told_as_such():
 # -- what is written
 
 
-def test_results_are_kept_and_known(tmp_path: Path):
-    """A cell is known after it was written; one that did not start is tried again."""
+def test_results_are_kept_and_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cell is known after it was written, and when; one that did not start is tried again."""
     results = kept.Results(tmp_path / "matrix.json")
+    assert results.dates() == []
     results.keep("ours", "segfault", {"letters": ""})
+    monkeypatch.setattr(kept, "today", lambda: "2999-01-01")
     results.keep("ours", "abort", {"letters": "s"})
     again = kept.Results.load(tmp_path / "matrix.json")
+    assert again.dates()[1:] == ["2999-01-01"]
     assert again.knows("ours", "segfault")
     assert not again.knows("ours", "abort")
     assert not again.knows("pebble", "segfault")

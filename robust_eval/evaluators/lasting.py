@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from robust_eval.storage.durable import Kept
 
 _TIMESTAMP = "timestamp"
-_PORTION = 512  # jobs; some milliseconds of pickling
+_FIRST_PORTION, _PORTION = 64, 512  # jobs; to pickle so many takes some milliseconds at most
 
 
 class Resumed(NamedTuple):
@@ -199,13 +199,14 @@ class Lasting:
     def _announce(self, jobs: list[Job], per_job: Mapping[str, Any]) -> None:
         """Send jobs, which have their ids, on their way.
 
-        In portions, so that the first ones run while others are pickled; limits that are given for these jobs are
-        looked at before any of them is sent.
+        In portions that grow, so that the first ones run while others are pickled; limits that are given for these jobs
+        are looked at before any of them is sent.
         """
         now = time.monotonic() - self._created_at
-        size = _PORTION if not per_job else max(1, len(jobs))
-        for first in range(0, len(jobs), size):
-            portion = jobs[first : first + size]
+        size = _FIRST_PORTION if not per_job else len(jobs)
+        sent = 0
+        while portion := jobs[sent : sent + size]:
+            sent, size = sent + size, min(2 * size, _PORTION)
             for job in portion:
                 job.status, job.submitted_at = JobStatus.RUNNING, now
                 self._notifier.notify(self._callbacks, "on_launch", job)

@@ -21,7 +21,6 @@ from typing import Any
 from robust_eval.processes import system
 from robust_eval.processes.link import DriverLink, TemplateLink
 from robust_eval.processes.settings import Settings
-from robust_eval.processes.template import main as main_of_template
 
 
 def main(argv: list[str]) -> None:
@@ -90,7 +89,9 @@ def _fork(handlers: dict[int, Any], _settings: Settings, control: int, output: i
             if fd > 2 and fd != control:  # noqa: PLR2004 - the standard streams
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        main_of_template([str(control)])
+        from robust_eval.processes import template  # not before: the supervisor has none of it, and others to import
+
+        template.main([str(control)])
     except BaseException:  # noqa: BLE001 - a fork must not return into the supervisor
         sys.excepthook(*sys.exc_info())
     finally:

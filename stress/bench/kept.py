@@ -42,7 +42,7 @@ class Results:
 
     def describe_machine(self, versions: dict[str, str | None]) -> None:
         """Note under which circumstances the next cells are found."""
-        self.about = {**machine(), "date": today()}
+        self.about = machine()
         self.versions |= versions
         for peer, version in versions.items():
             if version is None:
@@ -53,9 +53,14 @@ class Results:
         return self.cells.get(peer, {}).get(fault, {"letters": "s"})["letters"] != "s"
 
     def keep(self, peer: str, fault: str, found: dict[str, Any]) -> None:
-        """Write down one cell."""
-        self.cells.setdefault(peer, {})[fault] = found
+        """Write down one cell, and when it was found."""
+        self.cells.setdefault(peer, {})[fault] = {**found, "date": today()}
         self.save()
+
+    def dates(self) -> list[str]:
+        """When cells were found, the first day and the last."""
+        days = [found["date"] for cells in self.cells.values() for found in cells.values()]
+        return sorted({min(days), max(days)}) if days else []
 
     def save(self) -> None:
         """Replace the file, whole. Where packages lay on this machine is nobody's business."""

@@ -72,7 +72,7 @@ def obtained(results: Results) -> str:
         if version is not None and name not in peers.OURS and peers.load(name).distribution is not None
     )
     return (
-        f"Obtained on {about.get('date')} with `python -m stress.bench.matrix` on {about.get('cores')} cores, "
+        f"Obtained from {' to '.join(results.dates())} with `python -m stress.bench.matrix` on {about.get('cores')} cores, "
         f"{about.get('system')}, Python {about.get('python')}; {versions}."
     )
 
