@@ -76,8 +76,7 @@ class Pool:
             bundle = store([bundle], len(bundle))
         if not isinstance(bundle, Memory):
             self._pending.close()
-            msg = "no descriptor is left for the run function: close some files, or raise the limit (ulimit -n)"
-            raise RobustEvalError(msg)
+            raise RobustEvalError("no descriptor is left for the run function: close files, or raise ulimit -n")
         self._bundle_fd = bundle.fd
         self._settings = settings
         self._record = record

@@ -72,8 +72,9 @@ def obtained(results: Results) -> str:
         if version is not None and name not in peers.OURS and peers.load(name).distribution is not None
     )
     return (
-        f"Obtained from {' to '.join(results.dates())} with `python -m stress.bench.matrix` on {about.get('cores')} cores, "
-        f"{about.get('system')}, Python {about.get('python')}; {versions}."
+        f"Obtained from {' to '.join(results.dates())} with `python -m stress.bench.matrix`, each cell on the day that "
+        f"`matrix.json` says, on {about.get('cores')} cores, {about.get('system')}, Python {about.get('python')}; "
+        f"{versions}."
     )
 
 
