@@ -71,24 +71,22 @@ def _line(measurement: speed.Measurement, figures: dict[str, Any]) -> str:
     )
 
 
-def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    """What stands above the table."""
-    runs = 1 if options.quick else options.runs
-    load = f"{os.getloadavg()[0]:.1f}"
-    return {**kept.machine(), "date": kept.today(), "command": "python -m stress.bench", "runs": runs, "load": load}
+def circumstances() -> dict[str, Any]:
+    """Under which one measurement is taken."""
+    return {**kept.machine(), "date": kept.today(), "load": f"{os.getloadavg()[0]:.1f}"}
 
 
 def everything(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The content of the JSON file after each measurement; what is not measured now stays as it was."""
-    content: dict[str, Any] = {"samples": {}}
+    content: dict[str, Any] = {"samples": {}, "about": {}}
     if FILE.exists() and not options.quick:
         content = json.loads(FILE.read_text(encoding="utf-8"))
     if options.write_only:
         yield content
         return
-    content["about"] = circumstances(options)
     content["versions"] = {name: peers.version(peers.load(name)) for name in peers.PEERS}
     for name in options.only.split(","):
+        content["about"][name] = circumstances()
         content["samples"][name] = take(name, options, sys.stderr)
         yield content
 

@@ -40,13 +40,22 @@ def targets(samples: Mapping[str, statistic.Samples]) -> str:
     return "\n".join(lines)
 
 
-def one(name: str, samples: statistic.Samples) -> str:
+def one(name: str, samples: statistic.Samples, about: Mapping[str, Any]) -> str:
     """All figures of one measurement, the best first."""
     measurement = speed.load(name)
-    parts = [f"### {measurement.title[0].upper()}{measurement.title[1:]}"]
+    parts = [f"### {measurement.title[0].upper()}{measurement.title[1:]}", _circumstances(samples, about)]
     parts += [measurement.note] if measurement.note else []
     parts += [_figure(measurement, samples, key, figure) for key, figure in measurement.figures.items()]
     return "\n\n".join(parts)
+
+
+def _circumstances(samples: statistic.Samples, about: Mapping[str, Any]) -> str:
+    """When and where, and how often: where one of the samples failed, there are fewer of that peer."""
+    most = max(map(len, samples.values()), default=0)
+    return (
+        f"Taken on {about['date']} on {about['cores']} cores, {about['system']}, Python {about['python']}, load "
+        f"{about['load']} at the start; {most} runs of each, one after the other in turn."
+    )
 
 
 def _figure(measurement: Measurement, samples: statistic.Samples, key: str, figure: Figure) -> str:
@@ -81,10 +90,8 @@ def page(content: Mapping[str, Any]) -> str:
         for name, version in content["versions"].items()
         if version is not None and name not in peers.OURS
     )
-    circumstances = (
-        f"Obtained on {about['date']} with `{about['command']}` on {about['cores']} cores, {about['system']}, Python "
-        f"{about['python']}, load {about['load']} at the start; {about['runs']} runs of each, one after the other in "
-        f"turn; {versions}."
-    )
+    command = f"Obtained with `python -m stress.bench`; {versions}."
     drawn = [f"![{text}]({path})" for name, (path, text) in PLOTS.items() if name in known]
-    return "\n\n".join([circumstances, targets(known), *drawn, *(one(name, taken) for name, taken in known.items())])
+    return "\n\n".join(
+        [command, targets(known), *drawn, *(one(name, taken, about[name]) for name, taken in known.items())]
+    )
