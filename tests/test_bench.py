@@ -76,7 +76,10 @@ def test_the_table_says_what_was_not_reached(monkeypatch: pytest.MonkeyPatch):
     table = speed_table.targets({"it": samples})
     assert "| 1,500 /s | 2x | **not reached** |" in table
     assert "| 1,500 /s | any | reached |" in table
-    assert "| concurrent.futures | 1,000 /s | 1,000 to 1,000 | 1.50x as good |" in speed_table.one("it", samples)
+    shown = speed_table.one("it", samples, {**command.circumstances(), "date": "2999-01-01"})
+    assert "| concurrent.futures | 1,000 /s | 1,000 to 1,000 | 1.50x as good |" in shown
+    assert "Taken on 2999-01-01" in shown
+    assert "1 runs of each" in shown
 
 
 def test_unknown_names_are_refused():
