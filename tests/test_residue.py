@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -62,6 +63,21 @@ def test_a_function_that_was_replaced_is_noticed(
         return [*before, core.are_changed(), core.differ_unnoticed(), core.are_changed()]
 
     assert in_child(look) == [False, False, shows and counted, shows and not counted, False]
+
+
+@pytest.mark.parametrize("stands_there", [None, ModuleType("json.decoder")])
+def test_a_module_that_is_not_the_usual_one_keeps_no_worker_from_starting(stands_there: ModuleType | None):
+    """None forbids its import, and a user's own module of the same name has other contents."""
+
+    def look() -> list[bool]:
+        for name in ("json.decoder", "json"):
+            sys.modules[name] = stands_there  # type: ignore[assignment]
+        core = CoreModules()
+        before = core.are_changed()
+        os.write = print  # type: ignore[assignment]
+        return [before, core.are_changed() or core.differ_unnoticed()]
+
+    assert in_child(look) == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class Meter:
             return used, watch.limit
         watch.shared = max(0, watch.resident - used)
         watch.let_go()
-        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(watch.limit, used)))
+        self._arm(worker_id, watch, now + _interval_s(watch.limit, used))
         return None
 
     def _is_suspicious(self, worker_id: int, watch: _Watch, now: float) -> bool:

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, cast
 
 # What nearly every function uses. What a library adds to them later is no harm, so that only what was there counts.
@@ -72,9 +73,11 @@ class CoreModules:
     """The functions and classes of the modules that everybody uses, ours included, and which modules are loaded."""
 
     def __init__(self) -> None:
-        spaces: list[dict[str, Any]] = [vars(sys.modules[name]) for name in _CORE if name in sys.modules]
-        spaces.append(sys.modules)
-        classes = [_space_of(vars(sys.modules[module])[name]) for module, name in _CLASSES if module in sys.modules]
+        # A user's module may have the name of one of these, or None may stand there, so that nobody imports it.
+        loaded = [module for module in map(sys.modules.get, _CORE) if type(module) is ModuleType]
+        spaces: list[dict[str, Any]] = [*map(vars, loaded), sys.modules]
+        named = [getattr(sys.modules.get(module), name, None) for module, name in _CLASSES]
+        classes = [_space_of(class_) for class_ in named if isinstance(class_, type)]
         self._spaces = [(space, dict(space)) for space in spaces]
         self._classes = [(space, dict(space)) for space in classes]
         versions = [version_of(space) for space in (*spaces, *classes)]
