@@ -8,11 +8,9 @@ could next have crossed its limit at the fastest rate at which pages can be fill
 """
 
 import contextlib
-import signal
 from heapq import heappop, heappush
 from time import monotonic
 
-from robust_eval.processes import tree
 from robust_eval.processes.footprint import Count, Tree, free_bytes
 
 _FILL_BYTES_PER_S = 6 * 2**30
@@ -51,7 +49,7 @@ class _Watch:
         return waited_s >= _PACE * self.cost_s or self.free - free_bytes() > _tolerance_bytes(self.limit or 0) // 4
 
     def let_go(self) -> None:
-        """A tree that is stopped to be counted goes on."""
+        """A tree that is stopped goes on."""
         count, self.count = self.count, None
         if count is not None:
             self.asked_at = monotonic()
@@ -140,7 +138,6 @@ class Meter:
         used = watch.used = count.used
         watch.peak = max(watch.peak, used)
         if watch.limit is not None and used > watch.limit:
-            watch.count = None
             return used, watch.limit
         watch.shared = max(0, watch.resident - used)
         watch.let_go()
@@ -165,13 +162,13 @@ class Meter:
         return False
 
     def let_go(self, worker_id: int) -> None:
-        """A tree that is being counted goes on, since something else is asked of it now."""
+        """A tree that is stopped goes on, since something else is asked of it now."""
         watch = self._watches.get(worker_id)
         if watch is not None:
             watch.let_go()
 
     def give_up(self, worker_id: int) -> None:
-        """A tree that is being counted is killed as it stands."""
+        """A tree that is stopped is killed as it stands."""
         watch = self._watches.get(worker_id)
         if watch is not None:
             watch.count = None
@@ -189,7 +186,7 @@ class Meter:
     def resume(self, worker_id: int, now: float) -> None:
         """Let a tree that `look` has stopped go on."""
         watch = self._watches[worker_id]
-        tree.signal_all([watch.tree.pid, *tree.descendants(watch.tree.pid)], signal.SIGCONT)
+        watch.let_go()
         self._arm(worker_id, watch, now + _SHORTEST_S)
 
 
