@@ -57,7 +57,8 @@ class Floor:
         }
         argv = loading.command(sys.executable, "template", imports_site=loading.needs_site())
         self.ledger = system.memory_file(LEDGER_BYTES)
-        settings = Settings(argv, False, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None)
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        settings = Settings(argv, False, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None, niceness)
         self.crew = Crew(
             Nursery(settings), settings, self.selector, lambda _: limit, lambda *told: self.records.append(told)
         )

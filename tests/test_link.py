@@ -19,6 +19,7 @@ from robust_eval.processes.parcel import Memory, pack, store
 from robust_eval.processes.settings import Settings
 
 PATIENCE_S = 20.0
+NICENESS = os.getpriority(os.PRIO_PROCESS, 0)
 COMMAND = [sys.executable, "-S", "-c"]
 
 
@@ -30,16 +31,28 @@ def test_a_template_that_is_dead_at_once_is_no_error_of_the_supervisor(monkeypat
 
     monkeypatch.setattr(link.resource, "prlimit", until_it_is_dead)
     bundle_fd = os.open(os.devnull, os.O_RDONLY)
-    template = TemplateLink(
-        Settings(
-            [sys.executable, "-S", "-c", "raise SystemExit(5)"], False, {}, {}, bundle_fd, -1, [], None, None, (64, 64)
-        )
-    )
+    ends = [sys.executable, "-S", "-c", "raise SystemExit(5)"]
+    template = TemplateLink(Settings(ends, False, {}, {}, bundle_fd, -1, [], None, None, (64, 64), NICENESS))
     assert select.select([template.exit_fd], [], [], 10.0)[0]
     template.end(1.0)
     assert "exit code 5" in template.last_words()
     template.close()
     os.close(bundle_fd)
+
+
+def test_a_template_has_the_priority_of_the_user():
+    """Its supervisor may have raised its own since, and the run function's processes inherit the template's."""
+    bundle_fd = os.open(os.devnull, os.O_RDONLY)
+    waits = [sys.executable, "-S", "-c", "input()"]
+    lower = NICENESS + 3
+    template = TemplateLink(Settings(waits, False, {}, {}, bundle_fd, -1, [], None, None, None, lower))
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, template.pid) == lower
+    finally:
+        template.kill()
+        template.end(PATIENCE_S)
+        template.close()
+        os.close(bundle_fd)
 
 
 # -- a template that is a fork
@@ -54,7 +67,7 @@ def forked(test: Callable[[TemplateLink], Any], runner: Any = None) -> Any:
         memory = store([bundle], len(bundle))
         assert isinstance(memory, Memory)
         init = {"preload": (), "start_method": "fork", "argv": [], "version": sys.version_info[:2], "sys_argv": ["x"]}
-        settings = Settings([], True, {}, init, memory.fd, -1, [], None, None, None)
+        settings = Settings([], True, {}, init, memory.fd, -1, [], None, None, None, NICENESS)
         template = launch._start_template(settings, {})
         assert template is not None
         answer = test(template)
@@ -132,4 +145,4 @@ def test_a_template_that_cannot_be_forked_is_none(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fork", refuse)
     with nothing_left():
-        assert launch._start_template(Settings([], True, {}, {}, -1, -1, [], None, None, None), {}) is None
+        assert launch._start_template(Settings([], True, {}, {}, -1, -1, [], None, None, None, NICENESS), {}) is None

@@ -273,6 +273,24 @@ def test_a_smaller_limit_is_looked_at_sooner(watched: Meter):
     assert watched.due(10.0) == []
 
 
+def test_what_grows_close_to_its_limit_is_looked_at_sooner(eater: Helper, watched: Meter):
+    """One that stays where it is may have crossed its limit by half of the tolerance when it is looked at again."""
+    used = watched.resident_bytes(1)
+    watched.begin(1, used + 26 * MIB, 0.0)
+    look(watched, 0.0)
+    waits = []
+    for more in (0, 20, 0):
+        if more:
+            assert eater.ask(str(more)) == "done"
+        assert watched.due(1000.0 + len(waits)) == [1]
+        look(watched, 1000.0 + len(waits))
+        at = watched.next_at()
+        assert at is not None
+        waits.append(at - 1000.0 - len(waits))
+    assert waits[1] < waits[0] / 2
+    assert waits[2] == pytest.approx(waits[0], rel=0.5)
+
+
 def test_a_look_that_is_due_for_the_dead_is_dropped(watched: Meter):
     """A worker may go while it waits to be looked at."""
     watched.begin(1, None, 0.0)

@@ -168,6 +168,28 @@ def test_workers_are_the_first_choice_of_the_oom_killer():
     assert in_child(ask) == 800
 
 
+def test_a_supervisor_goes_first_where_that_is_allowed():
+    """Before its workers, by so much and not beyond what there is; where it is not allowed, all stays as it was."""
+
+    def ask() -> list[int]:
+        os.setsid()
+        found = []
+        for _ in range(2):
+            system.go_first()
+            found.append(os.getpriority(os.PRIO_PROCESS, 0))
+        return found
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    expected = [max(-20, before - 15), max(-20, before - 30)] if may_set_priority() else [before, before]
+    assert in_child(ask) == expected
+
+
+def may_set_priority() -> bool:
+    """Whether this process may raise a priority (CAP_SYS_NICE)."""
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(effective.split()[1], 16) >> 23 & 1)
+
+
 def test_kills_of_the_oom_killer_are_counted():
     """The number never falls."""
     first = system.oom_kills()

@@ -126,8 +126,7 @@ def _of_a_thread(measure: Callable[[int], int], pid: int) -> int:
 
 def _told_bytes(task: int) -> int:
     try:
-        with open(f"/proc/{task}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
+        return int(system.told(f"/proc/{task}/statm").split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
 

@@ -45,10 +45,12 @@ def main(argv: list[str]) -> None:
     _raise_descriptor_limit()
     bundle_fd, ledger_fd = (fd for fd in link.frames.fds if fd is not None)
     link.frames.fds.clear()
-    settings = Settings(**config.pop("settings"), bundle_fd=bundle_fd, ledger_fd=ledger_fd)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    settings = Settings(**config.pop("settings"), bundle_fd=bundle_fd, ledger_fd=ledger_fd, niceness=niceness)
     template = _start_template(settings, handlers)
     from robust_eval.processes.shell import Shell
 
+    system.go_first()
     gc.disable()
     with sock:  # closed by us, else an interpreter that shows such things warns on the user's stderr
         Shell(link, config, settings, template, exit_fd).run()

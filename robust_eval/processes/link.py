@@ -168,6 +168,7 @@ class TemplateLink:
             ours.pop_all()
         if settings.descriptor_limit is not None:
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, settings.descriptor_limit)
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, settings.niceness)
         self.exit_fd = system.watch_exit(self._process.pid)
         init_fd = system.file_of(json.dumps(settings.init).encode())  # a command line may be longer than any message
         with contextlib.suppress(OSError):  # it is dead already, and its exit will tell

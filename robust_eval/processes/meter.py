@@ -4,7 +4,9 @@ Where the quick sum is over the limit the tree is stopped, so that it cannot go 
 decides. What the two sums differ by is taken off the quick one for a while: that sum is blind to forks which write to
 what they shared, so the exact one is asked again, as often as a tenth of the tree's time pays for it, or a third of it
 where the machine's free memory has become less meanwhile, which costs nothing to know. A tree is looked at when it
-could next have crossed its limit at the fastest rate at which pages can be filled.
+could next have crossed its limit at the fastest rate at which pages can be filled. Close to its limit that is before it
+has crossed it where the tree was seen to grow, and a little after where it was not: a look costs a tenth of a
+millisecond, and a job may live close to its limit for hours.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from robust_eval.processes.footprint import Count, Tree, free_bytes
 _FILL_BYTES_PER_S = 6 * 2**30
 _LEAST_TOLERANCE_BYTES = 64 * 2**20
 _SHORTEST_S, _LONGEST_S = 0.001, 0.5
+_GROWTH_BYTES = 2**20
 _PACE, _PACE_IN_NEED = 10, 2
 _HEADLESS_S = 0.5
 _PART_S = 0.002
@@ -155,10 +158,11 @@ class Meter:
         used = max(0, resident - watch.shared)
         if limit is not None and (used > limit or (watch.shared and watch.is_stale(now))):
             return True
+        grows = used - watch.used > _GROWTH_BYTES
         watch.used = used
         watch.peak = max(watch.peak, used)
         # To look at a hundred processes takes a while, in which they fill memory.
-        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(limit, used) - cost_s))
+        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(limit, used, grows=grows) - cost_s, cost_s))
         return False
 
     def let_go(self, worker_id: int) -> None:
@@ -194,9 +198,9 @@ def _tolerance_bytes(limit: int) -> int:
     return max(limit // 10, _LEAST_TOLERANCE_BYTES)
 
 
-def _interval_s(limit: int | None, used: int) -> float:
+def _interval_s(limit: int | None, used: int, *, grows: bool = False) -> float:
     """How long a tree of this size may be left alone."""
     if limit is None:
         return _LONGEST_S
-    headroom = max(_tolerance_bytes(limit) // 2, limit - used)
+    headroom = max(0 if grows else _tolerance_bytes(limit) // 2, limit - used)
     return min(_LONGEST_S, max(_SHORTEST_S, headroom / _FILL_BYTES_PER_S))

@@ -4,7 +4,10 @@ from typing import Any, NamedTuple
 
 
 class Settings(NamedTuple):
-    """What templates and workers are started with. `alike`: a template's interpreter starts as the supervisor's did."""
+    """What templates and workers are started with. `alike`: a template's interpreter starts as the supervisor's did.
+
+    `niceness`: the user's, for what the supervisor starts after it has raised its own priority.
+    """
 
     argv: list[str]
     alike: bool
@@ -16,3 +19,4 @@ class Settings(NamedTuple):
     worker_seed: int | None
     max_tasks_per_child: int | None
     descriptor_limit: tuple[int, int] | None
+    niceness: int

@@ -46,6 +46,8 @@ NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER, _PR_GET_SECCOMP = 1, 36, 37, 21
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
 _MADV_WIPEONFORK = 18
+_FIRST, _AHEAD = -20, 15
+_TOLD_BYTES = 1 << 16
 _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 
 
@@ -80,6 +82,22 @@ def file_of(content: bytes) -> int:
 def content_of(fd: int) -> bytes:
     """What `file_of` put there."""
     return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def told(path: str) -> bytes:
+    """What the kernel says in a small file of `/proc`: without the layers of `open`, in half the time.
+
+    Raises:
+        OSError: it says nothing, since the process is gone or another user's.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while piece := os.read(fd, _TOLD_BYTES):
+            text += piece
+        return text
+    finally:
+        os.close(fd)
 
 
 def map_privately(fd: int, size: int) -> memoryview:
@@ -258,6 +276,22 @@ def be_first_choice_of_oom_killer() -> None:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, b"800")
+        finally:
+            os.close(fd)
+
+
+def go_first() -> None:
+    """Get a core before the processes that are watched, where that is allowed (CAP_SYS_NICE).
+
+    Two jobs that fill memory on two cores keep a process of their own priority waiting for up to 25 ms, in which they
+    fill 100 MiB more; with this it is 12. The kernel weighs sessions against each other first (sched_autogroup), and
+    only within one its processes.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, max(_FIRST, os.getpriority(os.PRIO_PROCESS, 0) - _AHEAD))
+        fd = os.open("/proc/self/autogroup", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"-%d" % _AHEAD)
         finally:
             os.close(fd)
 
