@@ -27,6 +27,7 @@ from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Landed, discard, landed, pack, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
+from robust_eval.processes.shelf import Shelf
 from robust_eval.supervision.policy import Policy
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Calls:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._snapshots = Snapshots()
+        self._shelf = Shelf()
         self._numbers = itertools.count()
         self._queue: deque[_Call] = deque()
         self._running: dict[int, Future[Any]] = {}
@@ -103,9 +105,9 @@ class Calls:
         try:
             snapshot = self._snapshots.of(function)
             if isinstance(snapshot, Snapshot):
-                parcel = pack((snapshot.key, snapshot.data, args, kwargs), snapshot.mentions)
+                parcel = pack((snapshot.key, snapshot.data, args, kwargs), snapshot.mentions, self._shelf.store)
             else:
-                parcel = pack((None, snapshot, args, kwargs))
+                parcel = pack((None, snapshot, args, kwargs), 0, self._shelf.store)
         except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
             message = f"the function or its arguments cannot be pickled: {error}"
             failure = Failure("unpicklable", message, 0, exception_type=type(error).__qualname__, exception=error)
@@ -231,6 +233,7 @@ class Calls:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+        self._shelf.close()
         atexit.unregister(self.abort)
 
     def _is_over(self) -> bool:

@@ -57,8 +57,8 @@ class Floor:
         }
         argv = loading.command(sys.executable, "template", imports_site=loading.needs_site())
         self.ledger = system.memory_file(LEDGER_BYTES)
-        niceness = os.getpriority(os.PRIO_PROCESS, 0)
-        settings = Settings(argv, False, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None, niceness)
+        user_s = (os.getpriority(os.PRIO_PROCESS, 0), 0)
+        settings = Settings(argv, False, dict(os.environ), init, memory.fd, self.ledger, [], None, None, None, *user_s)
         self.crew = Crew(
             Nursery(settings), settings, self.selector, lambda _: limit, lambda *told: self.records.append(told)
         )

@@ -32,7 +32,7 @@ def test_a_template_that_is_dead_at_once_is_no_error_of_the_supervisor(monkeypat
     monkeypatch.setattr(link.resource, "prlimit", until_it_is_dead)
     bundle_fd = os.open(os.devnull, os.O_RDONLY)
     ends = [sys.executable, "-S", "-c", "raise SystemExit(5)"]
-    template = TemplateLink(Settings(ends, False, {}, {}, bundle_fd, -1, [], None, None, (64, 64), NICENESS))
+    template = TemplateLink(Settings(ends, False, {}, {}, bundle_fd, -1, [], None, None, (64, 64), NICENESS, 0))
     assert select.select([template.exit_fd], [], [], 10.0)[0]
     template.end(1.0)
     assert "exit code 5" in template.last_words()
@@ -45,7 +45,7 @@ def test_a_template_has_the_priority_of_the_user():
     bundle_fd = os.open(os.devnull, os.O_RDONLY)
     waits = [sys.executable, "-S", "-c", "input()"]
     lower = NICENESS + 3
-    template = TemplateLink(Settings(waits, False, {}, {}, bundle_fd, -1, [], None, None, None, lower))
+    template = TemplateLink(Settings(waits, False, {}, {}, bundle_fd, -1, [], None, None, None, lower, 0))
     try:
         assert os.getpriority(os.PRIO_PROCESS, template.pid) == lower
     finally:
@@ -67,7 +67,7 @@ def forked(test: Callable[[TemplateLink], Any], runner: Any = None) -> Any:
         memory = store([bundle], len(bundle))
         assert isinstance(memory, Memory)
         init = {"preload": (), "start_method": "fork", "argv": [], "version": sys.version_info[:2], "sys_argv": ["x"]}
-        settings = Settings([], True, {}, init, memory.fd, -1, [], None, None, None, NICENESS)
+        settings = Settings([], True, {}, init, memory.fd, -1, [], None, None, None, NICENESS, 0)
         template = launch._start_template(settings, {})
         assert template is not None
         answer = test(template)
@@ -145,4 +145,4 @@ def test_a_template_that_cannot_be_forked_is_none(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fork", refuse)
     with nothing_left():
-        assert launch._start_template(Settings([], True, {}, {}, -1, -1, [], None, None, None, NICENESS), {}) is None
+        assert launch._start_template(Settings([], True, {}, {}, -1, -1, [], None, None, None, NICENESS, 0), {}) is None

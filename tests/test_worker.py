@@ -69,7 +69,8 @@ class Supervised:
             os.close(fd)
         self.port.child_fds = []
         if settings is not None:
-            plain = {"marker": self.port.marker, "env": {}, "seed": None, "max_tasks_per_child": None}
+            plain = {"marker": self.port.marker, "env": {}, "seed": None}
+            plain |= {"max_tasks_per_child": None, "shelf_bytes": 1 << 26}
             self.port.assign(marshal.dumps({**plain, **settings}))
 
     def send(self, arguments: Any, job_id: int = 5, attempt: int = 1) -> None:

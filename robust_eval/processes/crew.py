@@ -110,6 +110,7 @@ class Crew:
                     "env": settings.worker_env[slot % len(settings.worker_env)] if settings.worker_env else {},
                     "seed": None if seed is None else seed + slot,
                     "max_tasks_per_child": settings.max_tasks_per_child,
+                    "shelf_bytes": settings.shelf_bytes,
                 },
                 wire.MARSHAL_VERSION,
             )

@@ -19,6 +19,7 @@ import sys
 from typing import Any
 
 from robust_eval.processes import system
+from robust_eval.processes.layout import SHELF_BYTES
 from robust_eval.processes.link import DriverLink, TemplateLink
 from robust_eval.processes.settings import Settings
 
@@ -45,8 +46,13 @@ def main(argv: list[str]) -> None:
     _raise_descriptor_limit()
     bundle_fd, ledger_fd = (fd for fd in link.frames.fds if fd is not None)
     link.frames.fds.clear()
-    niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    settings = Settings(**config.pop("settings"), bundle_fd=bundle_fd, ledger_fd=ledger_fd, niceness=niceness)
+    settings = Settings(
+        **config.pop("settings"),
+        bundle_fd=bundle_fd,
+        ledger_fd=ledger_fd,
+        niceness=os.getpriority(os.PRIO_PROCESS, 0),
+        shelf_bytes=SHELF_BYTES // config["policy"]["num_workers"],
+    )
     template = _start_template(settings, handlers)
     from robust_eval.processes.shell import Shell
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import struct
 import types
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import system
@@ -38,15 +39,18 @@ class Memory(NamedTuple):
 
 
 Parcel = bytes | Memory
+Piece = bytes | memoryview
+Store = Callable[[list[Piece], int], Parcel]
 Landed = bytes | memoryview | Memory
 
 
-def pack(obj: Any, mentions: int = 0) -> Parcel:
+def pack(obj: Any, mentions: int = 0, store_large: "Store | None" = None) -> Parcel:
     """Pickle an object: with the C pickler, or by value with cloudpickle where that cannot do it.
 
     Args:
         obj: the object.
         mentions: how often parts of it that are bytes already name the module ``__main__``, whose objects go by value.
+        store_large: writes what is large into memory; into a file of its own by default.
 
     Raises:
         Exception: whatever the object's own reduction raises; `pickle.PicklingError` and `TypeError` are usual.
@@ -65,7 +69,9 @@ def pack(obj: Any, mentions: int = 0) -> Parcel:
         with io.BytesIO() as file:
             _by_value_pickler()(file, 5, buffer_callback=functools.partial(_is_small, buffers)).dump(obj)
             data = file.getvalue()
-    return _PLAIN + data if not buffers and len(data) < INLINE_BYTES else _join(data, buffers)
+    if not buffers and len(data) < INLINE_BYTES:
+        return _PLAIN + data
+    return _join(data, buffers, store_large or store)
 
 
 def _is_small(large: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
@@ -109,35 +115,40 @@ def pack_plain(obj: Any) -> bytes:
     return _PLAIN + pickle.dumps(obj, 5)
 
 
-def _join(data: bytes, buffers: list[memoryview]) -> Parcel:
+def _join(data: bytes, buffers: list[memoryview], store_large: "Store") -> Parcel:
     sizes = [len(data), *(buffer.nbytes for buffer in buffers)]
     head = _BUFFERS + _COUNT.pack(len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes)
-    pieces: list[bytes | memoryview] = []
+    pieces: list[Piece] = []
     position = 0
-    contents: list[bytes | memoryview] = [head, data, *buffers]
+    contents: list[Piece] = [head, data, *buffers]
     for piece in contents:
         gap = -position % _ALIGN
         pieces.append(bytes(gap))
         pieces.append(piece)
         position += gap + len(piece)
-    return store(pieces, position) if position >= INLINE_BYTES else b"".join(pieces)
+    return store_large(pieces, position) if position >= INLINE_BYTES else b"".join(pieces)
 
 
-def store(pieces: list[bytes | memoryview], size: int) -> Parcel:
+def store(pieces: list[Piece], size: int) -> Parcel:
     """Write the pieces into a new memfd; inline where no descriptor is to be had."""
     try:
         fd = os.memfd_create("robust_eval", os.MFD_CLOEXEC)
     except OSError:
         return b"".join(pieces)
     try:
-        for piece in pieces:
-            left = memoryview(piece)
-            while left.nbytes:
-                left = left[os.write(fd, left) :]
+        write(fd, pieces)
     except BaseException:
         os.close(fd)
         raise
     return Memory(fd, size)
+
+
+def write(fd: int, pieces: list[Piece]) -> None:
+    """Write the pieces into a file, one behind the other."""
+    for piece in pieces:
+        left = memoryview(piece)
+        while left.nbytes:
+            left = left[os.write(fd, left) :]
 
 
 def view(parcel: Landed) -> memoryview:

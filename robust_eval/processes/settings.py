@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 class Settings(NamedTuple):
     """What templates and workers are started with. `alike`: a template's interpreter starts as the supervisor's did.
 
-    `niceness`: the user's, for what the supervisor starts after it has raised its own priority.
+    `niceness`: the user's, for what the supervisor starts after it has raised its own priority. `shelf_bytes`: how much
+    memory each worker may keep for its next large result.
     """
 
     argv: list[str]
@@ -20,3 +21,4 @@ class Settings(NamedTuple):
     max_tasks_per_child: int | None
     descriptor_limit: tuple[int, int] | None
     niceness: int
+    shelf_bytes: int

@@ -56,6 +56,7 @@ from robust_eval.processes.parcel import (
 from robust_eval.processes.patience import Patience
 from robust_eval.processes.randomness import Randomness
 from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
+from robust_eval.processes.shelf import Shelf
 from robust_eval.processes.streams import Printed, Streams
 
 _MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
@@ -135,6 +136,7 @@ class Worker:
         if bundle is None:
             return
         tasks_left = settings["max_tasks_per_child"]
+        self._shelf = Shelf(settings["shelf_bytes"] if tasks_left != 1 else 0, high)
         if tasks_left != 1:  # else there is no next job that could meet anything
             self._baseline = Baseline(self._builtins, self._calls)
             self._garbage.settle()
@@ -299,7 +301,7 @@ class Worker:
             self._builtins.restore()
         del arguments
         try:
-            parcel = pack(result)
+            parcel = pack(result, store_large=self._shelf.store)
             del result
             prove(parcel)
         except (JobStop, MemoryError):

@@ -26,6 +26,7 @@ class _Session:
         from robust_eval.processes.parcel import open_parcel, pack, unpack
         from robust_eval.processes.pending import Done, Submission
         from robust_eval.processes.pool import Pool, PoolSettings
+        from robust_eval.processes.shelf import Shelf
 
         policy = {
             "num_workers": settings.num_workers,
@@ -40,6 +41,7 @@ class _Session:
         self._pack, self._submission_of, self._done = pack, Submission, Done
         self._open: Callable[[Any], Any] = lambda parcel: unpack(open_parcel(parcel))
         self._settings = settings
+        self._shelf = Shelf()
         self._next = 0
         self._settled: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._pool = Pool(
@@ -47,13 +49,13 @@ class _Session:
         )
 
     def run(self, arguments: Sequence[Any]) -> Outcomes:
-        pack, submission_of = self._pack, self._submission_of
+        pack, submission_of, store = self._pack, self._submission_of, self._shelf.store
         first, submissions, left = self._next, [], len(arguments)
         self._next += left
         limits = self._settings.job_timeout, self._settings.memory_limit
         for index, argument in enumerate(arguments):
             try:
-                submissions.append(submission_of(first + index, pack(argument), *limits))
+                submissions.append(submission_of(first + index, pack(argument, 0, store), *limits))
             except Exception as error:  # noqa: BLE001 - the user's reductions raise anything
                 left -= 1
                 yield index, Outcome.failed(error, "unpicklable")
@@ -83,6 +85,7 @@ class _Session:
 
     def close(self) -> None:
         self._pool.close()
+        self._shelf.close()
 
 
 PEER = Peer("its bare pool", "robust-eval", Offers("yes", "yes", "yes"), _Session)
