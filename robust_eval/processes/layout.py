@@ -25,5 +25,5 @@ _FIRST_FREE = getattr(signal, "SIGRTMIN", signal.SIGUSR1 - 9)
 DUMP_SIGNAL = _FIRST_FREE + 9
 STOP_SIGNAL = _FIRST_FREE + 10 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 CHANNEL_LOST_CODE = 121
-SHELF_BYTES = 1 << 28  # of the driver, and of all workers of a pool together
+SHELF_BYTES = 1 << 27  # of the driver, and of all workers of a pool together
 COOKIE = "ROBUST_EVAL_POOL"
