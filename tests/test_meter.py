@@ -279,7 +279,7 @@ def test_what_grows_close_to_its_limit_is_looked_at_sooner(eater: Helper, watche
     watched.begin(1, used + 26 * MIB, 0.0)
     look(watched, 0.0)
     waits = []
-    for more in (0, 20, 0):
+    for more in (0, 12, 0):
         if more:
             assert eater.ask(str(more)) == "done"
         assert watched.due(1000.0 + len(waits)) == [1]
@@ -289,6 +289,35 @@ def test_what_grows_close_to_its_limit_is_looked_at_sooner(eater: Helper, watche
         waits.append(at - 1000.0 - len(waits))
     assert waits[1] < waits[0] / 2
     assert waits[2] == pytest.approx(waits[0], rel=0.5)
+
+
+def test_a_peak_that_was_told_is_as_good_as_a_look(eater: Helper, watched: Meter):
+    """The worker tells it behind its jobs; what is due before it could be over its limit since then is put off."""
+    watched.told(1, 10 * MIB, 5.0)
+    watched.begin(1, 2**30, 0.0)
+    assert watched.due(1.0) == [1]  # nobody knows yet whether it has helpers
+    look(watched, 1.0)
+    watched.told(1, 10 * MIB, 5.0)
+    assert watched.due(5.01) == []
+    at = watched.next_at()
+    assert at is not None
+    assert 5.1 < at < 5.2
+    assert watched.due(at) == [1]
+    watched.told(7, 10 * MIB, 5.0)  # nobody's
+
+
+def test_what_a_worker_with_helpers_tells_is_not_all(forks: Helper):
+    """Their memory is not in its peak."""
+    meter = Meter()
+    meter.add(1, forks.pid)
+    try:
+        meter.begin(1, 2**30, 0.0)
+        assert meter.due(1.0) == [1]
+        look(meter, 1.0)
+        meter.told(1, 10 * MIB, 5.0)
+        assert meter.due(5.01) == [1]
+    finally:
+        meter.remove(1)
 
 
 def test_a_look_that_is_due_for_the_dead_is_dropped(watched: Meter):

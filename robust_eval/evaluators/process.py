@@ -21,7 +21,6 @@ from robust_eval.processes.loading import sources
 from robust_eval.processes.parcel import Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
-from robust_eval.processes.shelf import Shelf
 
 if TYPE_CHECKING:
     import os
@@ -175,7 +174,6 @@ class ProcessPoolEvaluator(Evaluator):
     def _engage(self, bundle: Bundle, settings: PoolSettings) -> None:
         self._settling = Settling(self._arrivals, settings.policy)
         self._next_number = 0
-        self._shelf = Shelf()
         self._pool = self._make_pool(_packed(bundle), settings)
         self._on_drop(self._pool.close)
 
@@ -216,7 +214,7 @@ class ProcessPoolEvaluator(Evaluator):
             number, self._next_number = self._next_number, self._next_number + 1
             timeout_s, memory_limit = default if limits is None else limits[index]
             try:
-                parcel = pack((job.id, job.config, job.run_kwargs, self._stopper), store_large=self._shelf.store)
+                parcel = pack((job.id, job.config, job.run_kwargs, self._stopper))
                 settle_loans(job, parcel if job.run_kwargs is None and self._stopper is None else None)
             except ASKED_TO_END:
                 raise
@@ -261,7 +259,6 @@ class ProcessPoolEvaluator(Evaluator):
 
     def _shutdown(self) -> None:
         self._pool.close()
-        self._shelf.close()
 
 
 def _packed(bundle: Bundle) -> Parcel:

@@ -29,7 +29,11 @@ class Tree:
 
     def resident_bytes(self) -> int:
         """The sum of resident sizes."""
-        return self.own_bytes() + sum(map(_resident_bytes, tree.descendants(self.pid)))
+        return self.own_bytes() + self.below_bytes()
+
+    def below_bytes(self) -> int:
+        """The same without the worker itself."""
+        return sum(map(_resident_bytes, tree.descendants(self.pid)))
 
     def own_bytes(self) -> int:
         """The resident size of the worker itself; 0 where its main thread has ended."""

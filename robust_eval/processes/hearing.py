@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from robust_eval.processes import wire
+from robust_eval.processes.layout import MEASURED_S
 from robust_eval.processes.meter import Meter
 from robust_eval.processes.parcel import pack_plain, view
 from robust_eval.processes.port import Finished, Port
@@ -124,6 +125,8 @@ class Hearing:
         if not (isfinite(begun_at) and 0.0 < begun_at <= ended_at <= monotonic() + _CLOCK_SLACK_S):
             msg = f"the worker reported a job from {begun_at} to {ended_at}"
             raise wire.ProtocolError(msg)
+        if ended_at - begun_at > MEASURED_S:
+            self._meter.told(port.worker_id, told_bytes, ended_at)
         tail = port.output.take(job_id) if flags & wire.PRINTED else ""
         finished = new_named(Finished, (payload, tail, max(told_bytes, peak_bytes)))
         left, leaving = bool(flags & wire.LEFTOVERS), bool(flags & wire.LEAVING)

@@ -7,6 +7,9 @@ where the machine's free memory has become less meanwhile, which costs nothing t
 could next have crossed its limit at the fastest rate at which pages can be filled. Close to its limit that is before it
 has crossed it where the tree was seen to grow, and a little after where it was not: a look costs a tenth of a
 millisecond, and a job may live close to its limit for hours.
+
+A worker tells its peak with the result of each job that was not too short for one. Where it has no helpers that is as
+good as a look, and costs none.
 """
 
 import contextlib
@@ -28,8 +31,8 @@ class _Watch:
     """One tree with a job in it."""
 
     __slots__ = (
-        "asked_at", "cost_s", "count", "due_at", "free", "headless_since", "limit", "peak", "resident", "shared",
-        "tree", "used",
+        "alone", "asked_at", "cost_s", "count", "due_at", "free", "headless_since", "limit", "peak", "resident",
+        "shared", "told", "tree", "used",
     )  # fmt: skip
 
     def __init__(self, watched: Tree) -> None:
@@ -43,6 +46,13 @@ class _Watch:
         self.free = 0
         self.used = self.resident = 0
         self.count: Count | None = None
+        self.alone = False
+        self.told: tuple[float, int] = (0.0, 0)
+
+    def known_until(self) -> float:
+        """Until when it cannot be over its limit, by what it has told."""
+        at, used = self.told
+        return at + _interval_s(self.limit, used) if self.alone else 0.0
 
     def is_stale(self, now: float) -> bool:
         """Whether the exact sum should be asked again."""
@@ -89,6 +99,12 @@ class Meter:
         watch.peak = watch.shared = 0
         self._arm(worker_id, watch, now + _interval_s(limit, watch.used))
 
+    def told(self, worker_id: int, used: int, at: float) -> None:
+        """The worker's own process held no more than this at that instant."""
+        watch = self._watches.get(worker_id)
+        if watch is not None:
+            watch.told = at, used
+
     def _arm(self, worker_id: int, watch: _Watch, at: float) -> None:
         """Look at this instant, or before where that was due already. The later entry of the heap is passed over."""
         if watch.due_at is None or at < watch.due_at:
@@ -121,8 +137,13 @@ class Meter:
         while self._heap and self._heap[0][0] <= now:
             at, worker_id = heappop(self._heap)
             watch = self._watches.get(worker_id)
-            if watch is not None and watch.due_at == at:
-                watch.due_at = None
+            if watch is None or watch.due_at != at:
+                continue
+            watch.due_at = None
+            until = watch.known_until()
+            if until > now:
+                self._arm(worker_id, watch, until)
+            else:
                 due.append(worker_id)
         return due
 
@@ -150,7 +171,10 @@ class Meter:
     def _is_suspicious(self, worker_id: int, watch: _Watch, now: float) -> bool:
         """Whether the tree must be counted, by what is quickly known. Else it is due again when that can change."""
         looked_at = monotonic()
-        resident = watch.resident = watch.tree.resident_bytes()
+        own = watch.tree.own_bytes()
+        below = watch.tree.below_bytes()
+        resident = watch.resident = own + below
+        watch.alone = not below
         cost_s = monotonic() - looked_at
         limit = watch.limit
         if limit is None or resident <= limit:

@@ -35,6 +35,7 @@ from robust_eval.processes.layout import (
     LEDGER_BYTES,
     LEDGER_OVER,
     LOST_AT,
+    MEASURED_S,
     READ_AT,
     READING_AT,
     STAMP_BYTES,
@@ -59,7 +60,6 @@ from robust_eval.processes.residue import Garbage, remove_temporary_directory, t
 from robust_eval.processes.shelf import Shelf
 from robust_eval.processes.streams import Printed, Streams
 
-_MEASURED_S = 0.0001  # less than a megabyte can have been filled in less
 _FORK_S = 0.00003  # no interpreter makes a process in less; any other is found with the last job of a message
 # Where in the page of numbers and instants
 _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
@@ -241,7 +241,7 @@ class Worker:
         flags = wire.PRINTED if self._printed.mark(job_id) else 0
         left = (not more or self._may_have_forked(spent_s)) and self._left_something()
         ended_at = monotonic()
-        if ended_at - begun_at > _MEASURED_S:
+        if ended_at - begun_at > MEASURED_S:
             self._peak_bytes = _peak_bytes()
         was_long = ended_at - begun_at > LONG_S
         # Orphans that this process no longer adopts are with the template, which ends them when this worker dies.
