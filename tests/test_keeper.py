@@ -163,9 +163,11 @@ def test_close_without_its_storage_names_no_outcome_that_is_kept(storage):
 
 def test_close_tells_what_could_not_be_written(storage):
     """It closes all the same, the outcomes can be gathered, and are written then if there is room again."""
-    evaluator = Evaluator.create(big, "serial", {"storage": storage})
+    go = threading.Event()
+    evaluator = Evaluator.create(lambda job: go.wait(20) and big(job), "serial", {"storage": storage})
     evaluator.submit([{"x": x} for x in range(3)])
     fill(storage)
+    go.set()
     wait_until(lambda: evaluator.stats()["jobs"]["settled"] == 3)
     with pytest.raises(StorageError, match=r"outcome\(s\) could not be stored: gather and dump them now"):
         evaluator.close()

@@ -276,10 +276,10 @@ def test_a_smaller_limit_is_looked_at_sooner(watched: Meter):
 def test_what_grows_close_to_its_limit_is_looked_at_sooner(eater: Helper, watched: Meter):
     """One that stays where it is may have crossed its limit by half of the tolerance when it is looked at again."""
     used = watched.resident_bytes(1)
-    watched.begin(1, used + 26 * MIB, 0.0)
+    watched.begin(1, used + 22 * MIB, 0.0)
     look(watched, 0.0)
     waits = []
-    for more in (0, 12, 0):
+    for more in (0, 8, 0):
         if more:
             assert eater.ask(str(more)) == "done"
         assert watched.due(1000.0 + len(waits)) == [1]
