@@ -275,6 +275,7 @@ def test_a_smaller_limit_is_looked_at_sooner(watched: Meter):
 
 def test_what_grows_close_to_its_limit_is_looked_at_sooner(eater: Helper, watched: Meter):
     """One that stays where it is may have crossed its limit by half of the tolerance when it is looked at again."""
+    assert eater.ask("0") == "done"  # it has started, and grows no more by itself
     used = watched.resident_bytes(1)
     watched.begin(1, used + 22 * MIB, 0.0)
     look(watched, 0.0)
