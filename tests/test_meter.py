@@ -307,6 +307,18 @@ def test_a_peak_that_was_told_is_as_good_as_a_look(eater: Helper, watched: Meter
     watched.told(7, 10 * MIB, 5.0)  # nobody's
 
 
+def test_a_tree_that_is_stopped_is_not_put_off(eater: Helper, watched: Meter, monkeypatch: pytest.MonkeyPatch):
+    """Its result came while it was being counted: it is seen to at once, and goes on."""
+    monkeypatch.setattr(Count, "go_on", lambda *_: False)
+    watched.begin(1, 1, 0.0)
+    assert watched.due(1.0) == [1]
+    assert watched.look(1, 1.0) is None
+    wait_until(lambda: is_stopped(eater.pid))
+    watched.told(1, 0, 1.0)
+    assert watched.due(1.0) == [1]
+    watched.let_go(1)
+
+
 def test_what_a_worker_with_helpers_tells_is_not_all(forks: Helper):
     """Their memory is not in its peak."""
     meter = Meter()

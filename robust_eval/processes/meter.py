@@ -50,9 +50,9 @@ class _Watch:
         self.told: tuple[float, int] = (0.0, 0)
 
     def known_until(self) -> float:
-        """Until when it cannot be over its limit, by what it has told."""
+        """Until when it cannot be over its limit, by what it has told. A tree that is stopped is not put off."""
         at, used = self.told
-        return at + _interval_s(self.limit, used) if self.alone else 0.0
+        return at + _interval_s(self.limit, used) if self.alone and self.count is None else 0.0
 
     def is_stale(self, now: float) -> bool:
         """Whether the exact sum should be asked again."""
