@@ -47,9 +47,7 @@ class Tree:
     def is_headless(self) -> bool:
         """Whether the main thread has ended and others go on: such a process never exits by itself."""
         try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                ended = file.read().rpartition(b")")[2].split()[0] == b"Z"
-            return ended and len(os.listdir(f"/proc/{self.pid}/task")) > 1
+            return tree.state(self.pid) == "Z" and len(os.listdir(f"/proc/{self.pid}/task")) > 1
         except OSError:
             return False
 

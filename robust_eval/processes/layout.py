@@ -26,5 +26,5 @@ DUMP_SIGNAL = _FIRST_FREE + 9
 STOP_SIGNAL = _FIRST_FREE + 10 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 CHANNEL_LOST_CODE = 121
 MEASURED_S = 0.0001  # a worker tells its peak of jobs that took longer; less than a megabyte can be filled in less
-SHELF_BYTES = 1 << 27  # of the driver, and of all workers of a pool together
+SHELF_BYTES = 1 << 27  # of an executor, and of all workers of a pool together
 COOKIE = "ROBUST_EVAL_POOL"

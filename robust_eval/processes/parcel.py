@@ -44,7 +44,7 @@ Store = Callable[[list[Piece], int], Parcel]
 Landed = bytes | memoryview | Memory
 
 
-def pack(obj: Any, mentions: int = 0, store_large: "Store | None" = None) -> Parcel:
+def pack(obj: Any, mentions: int = 0, store_large: Store | None = None) -> Parcel:
     """Pickle an object: with the C pickler, or by value with cloudpickle where that cannot do it.
 
     Args:
@@ -115,7 +115,7 @@ def pack_plain(obj: Any) -> bytes:
     return _PLAIN + pickle.dumps(obj, 5)
 
 
-def _join(data: bytes, buffers: list[memoryview], store_large: "Store") -> Parcel:
+def _join(data: bytes, buffers: list[memoryview], store_large: Store) -> Parcel:
     sizes = [len(data), *(buffer.nbytes for buffer in buffers)]
     head = _BUFFERS + _COUNT.pack(len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes)
     pieces: list[Piece] = []

@@ -23,7 +23,6 @@ from robust_eval.processes.layout import SHELF_BYTES
 from robust_eval.processes.parcel import Memory, Parcel, Piece, store, write
 
 _MOST_FILES = 8
-_ALONE = (getattr(fcntl, "F_WRLCK", 1), getattr(fcntl, "F_UNLCK", 2))
 _NAME_ONLY = getattr(os, "O_PATH", 0)
 _SET_LEASE = getattr(fcntl, "F_SETLEASE", 1024)
 
@@ -110,13 +109,12 @@ def _open(fd: int, flags: int) -> int:
 
 def _open_alone(kept: _Kept) -> int:
     """A descriptor that writes the file, if nothing else has it open; else -1."""
-    alone, others = _ALONE
     with contextlib.suppress(OSError):
         fd = _open(kept.fd, os.O_RDWR)
         with contextlib.suppress(OSError):
             if _is_it(fd, kept):
-                fcntl.fcntl(fd, _SET_LEASE, alone)
-                fcntl.fcntl(fd, _SET_LEASE, others)
+                fcntl.fcntl(fd, _SET_LEASE, fcntl.F_WRLCK)
+                fcntl.fcntl(fd, _SET_LEASE, fcntl.F_UNLCK)
                 return fd
         os.close(fd)
     return -1

@@ -46,7 +46,7 @@ NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER, _PR_GET_SECCOMP = 1, 36, 37, 21
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
 _MADV_WIPEONFORK = 18
-_FIRST, _AHEAD = -20, 15
+_AHEAD = 15
 _TOLD_BYTES = 1 << 16
 _F_ADD_SEALS, _SEAL_SHRINK_GROW = 1033, 0x2 | 0x4
 
@@ -273,11 +273,7 @@ def filters_system_calls() -> int:
 def be_first_choice_of_oom_killer() -> None:
     """Let the kernel's OOM killer take this process before the user's others."""
     with contextlib.suppress(OSError):
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"800")
-        finally:
-            os.close(fd)
+        _tell("/proc/self/oom_score_adj", b"800")
 
 
 def go_first() -> None:
@@ -288,12 +284,16 @@ def go_first() -> None:
     only within one its processes.
     """
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, max(_FIRST, os.getpriority(os.PRIO_PROCESS, 0) - _AHEAD))
-        fd = os.open("/proc/self/autogroup", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"-%d" % _AHEAD)
-        finally:
-            os.close(fd)
+        os.nice(-_AHEAD)
+        _tell("/proc/self/autogroup", b"-%d" % _AHEAD)
+
+
+def _tell(path: str, text: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
 
 
 def oom_kills() -> int:

@@ -83,45 +83,53 @@ def is_tracker(pid: int) -> bool:
 
 def _command(pid: int) -> bytes:
     """The command line; empty where there is none, or no such process."""
-    if system.LINUX:
-        with contextlib.suppress(OSError):
-            return system.told(f"/proc/{pid}/cmdline")
-        return b""
-    import psutil  # pragma: no cover - macOS
+    if not system.LINUX:  # pragma: no cover - macOS
+        return _command_by_psutil(pid)
+    with contextlib.suppress(OSError):
+        return system.told(f"/proc/{pid}/cmdline")
+    return b""
 
-    try:  # pragma: no cover - macOS
+
+def _command_by_psutil(pid: int) -> bytes:  # pragma: no cover - macOS
+    import psutil
+
+    try:
         return "\0".join(psutil.Process(pid).cmdline()).encode()
-    except psutil.Error:  # pragma: no cover - macOS
+    except psutil.Error:
         return b""
 
 
 def wants_to_run(pid: int) -> bool:
     """Whether the process has something to do and waits for a core or a disk."""
-    return _state(pid) in {"R", "D"}
+    return state(pid) in {"R", "D"}
 
 
 def is_there(pid: int) -> bool:
     """Whether the process exists and is not a zombie."""
-    return _state(pid) not in {"", "Z", "X"}
+    return state(pid) not in {"", "Z", "X"}
 
 
-def _state(pid: int) -> str:
+def state(pid: int) -> str:
     """The kernel's letter for what a process does; empty where there is no such process.
 
     It is asked for in the middle of a kill, where the import of psutil would keep all others waiting for 30 ms.
     """
-    if system.LINUX:
-        with contextlib.suppress(OSError):
-            return system.told(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
-        return ""
-    import psutil  # pragma: no cover - macOS
+    if not system.LINUX:  # pragma: no cover - macOS
+        return _state_by_psutil(pid)
+    with contextlib.suppress(OSError):
+        return system.told(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
+    return ""
 
-    try:  # pragma: no cover - macOS
+
+def _state_by_psutil(pid: int) -> str:  # pragma: no cover - macOS
+    import psutil
+
+    try:
         status = psutil.Process(pid).status()
-    except psutil.Error:  # pragma: no cover - macOS
+    except psutil.Error:
         return ""
-    letters = {psutil.STATUS_RUNNING: "R", psutil.STATUS_DISK_SLEEP: "D"}  # pragma: no cover - macOS
-    return letters.get(status, "Z" if status == psutil.STATUS_ZOMBIE else "S")  # pragma: no cover - macOS
+    letters = {psutil.STATUS_RUNNING: "R", psutil.STATUS_DISK_SLEEP: "D", psutil.STATUS_ZOMBIE: "Z"}
+    return letters.get(status, "S")
 
 
 def tracer_of(pid: int) -> int:
