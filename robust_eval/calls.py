@@ -24,7 +24,7 @@ from robust_eval.failure import Failure
 from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.calling import Calling, Snapshot, Snapshots
 from robust_eval.processes.loading import sources
-from robust_eval.processes.parcel import Landed, discard, landed, pack, unpack, view
+from robust_eval.processes.parcel import discard, landed, pack, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
 from robust_eval.processes.shelf import Shelf
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _WEIGHT = 0.2  # of the latest duration in their mean
+_TURN_S = 0.015  # three times what a thread waits for its turn while another one computes
+_MOST_AHEAD = 2048  # calls a worker
+_PORTION = 256
 _JOIN_S = 5.0
 
 
@@ -42,12 +45,6 @@ class Budget(NamedTuple):
 
     timeout_s: float | None = None
     memory_limit: int | None = None
-
-
-class _Call(NamedTuple):
-    future: Future[Any]
-    parcel: Landed
-    budget: Budget
 
 
 class Calls:
@@ -81,11 +78,13 @@ class Calls:
         self._snapshots = Snapshots()
         self._shelf = Shelf()
         self._numbers = itertools.count()
-        self._queue: deque[_Call] = deque()
+        self._queue: deque[tuple[Future[Any], Submission]] = deque()
         self._running: dict[int, Future[Any]] = {}
         self._mean_s = math.inf
-        # How many calls the pool has at once: those of a worker's inbox, which is one unless they are short.
-        self._window = int(settings.policy["num_workers"])
+        self._num_workers = int(settings.policy["num_workers"])
+        # How many calls the pool has at once: those of the inboxes, which is one each unless they are short, and those
+        # that are done until the thread which hands on more of them gets its turn.
+        self._window = self._num_workers
         self._pool: Pool | None = None
         self._thread: threading.Thread | None = None
         self._inbox: SimpleQueue[list[Settled] | None] = SimpleQueue()
@@ -119,12 +118,12 @@ class Calls:
                 raise EvaluatorClosed(msg)
             if parcel is not None:
                 self._ensure_pool(snapshot)
-                # Where others wait, the thread hands this one on with them as soon as one that runs is over: a message
+                # While every worker has a call, others gather here until one is over, or until they are many: a message
                 # for each would cost the submitting thread five times as much.
-                at_once = not self._queue
-                has_room = at_once and len(self._running) < self._window
-                self._queue.append(_Call(future, parcel if has_room else landed(parcel), budget))
-                if at_once:
+                at_once = not self._queue and len(self._running) < self._num_workers
+                shown = parcel if at_once else landed(parcel)
+                self._queue.append((future, Submission(next(self._numbers), shown, *budget)))
+                if at_once or len(self._queue) == _PORTION:
                     self._feed()
         if parcel is None:
             future.set_exception(failure.to_exception())
@@ -139,10 +138,10 @@ class Calls:
             cancelled = list(self._queue) if cancel_futures else []
             if cancel_futures:
                 self._queue.clear()
-        for call in cancelled:
-            call.future.cancel()
-            call.future.set_running_or_notify_cancel()
-            discard(call.parcel)
+        for future, submission in cancelled:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            discard(submission.parcel)
         self._inbox.put(None)
 
     def retire(self) -> None:
@@ -202,15 +201,14 @@ class Calls:
 
     def _feed(self) -> None:
         """Hand the pool as many calls as it can begin soon; from then on they are running."""
-        submissions = []
-        while self._queue and len(self._running) < self._window:
-            call = self._queue.popleft()
-            if call.future.set_running_or_notify_cancel():
-                number = next(self._numbers)
-                self._running[number] = call.future
-                submissions.append(Submission(number, call.parcel, *call.budget))
+        queue, running, submissions = self._queue, self._running, []
+        while queue and len(running) < self._window:
+            future, submission = queue.popleft()
+            if future.set_running_or_notify_cancel():
+                running[submission.job_id] = future
+                submissions.append(submission)
             else:
-                discard(call.parcel)
+                discard(submission.parcel)
         if submissions:
             self._send(submissions)
 
@@ -263,7 +261,7 @@ class Calls:
                 duration_s = item.ended_at - item.begun_at
                 mean_s = duration_s if mean_s == math.inf else mean_s + _WEIGHT * (duration_s - mean_s)
         self._mean_s = mean_s
-        self._window = int(self._settings.policy["num_workers"]) * Policy().depth(mean_s, 0)
+        self._window = self._num_workers * (Policy().depth(mean_s, 0) + min(_MOST_AHEAD, int(_TURN_S / mean_s)))
 
     def _give_up(self, refused: Failed) -> None:
         """No worker can be started: what waits fails of that, too, and the next call tries anew."""
@@ -273,10 +271,10 @@ class Calls:
             self._queue.clear()
         if pool is not None:
             pool.close()
-        for call in waiting:
-            discard(call.parcel)
-            if call.future.set_running_or_notify_cancel():
-                self._resolve(call.future, refused)
+        for future, submission in waiting:
+            discard(submission.parcel)
+            if future.set_running_or_notify_cancel():
+                self._resolve(future, refused)
 
     def _resolve(self, future: Future[Any], item: Settled) -> None:
         try:

@@ -328,6 +328,19 @@ def test_futures_are_those_of_the_standard_library(executor):
     assert not not_done
 
 
+def test_short_calls_travel_together(executor, tmp_path):
+    """While every worker is busy they gather, and leave as soon as they are many: a message for each costs too much."""
+    running = [executor.submit(block_until, tmp_path / "go") for _ in range(2)]
+    executor._calls._window = 1000  # as after short calls
+    gathering = [executor.submit(multiply, n, n) for n in range(calls_module._PORTION)]
+    assert [future.running() for future in gathering] == [True] * calls_module._PORTION
+    last = executor.submit(multiply, 7, 7)
+    assert not last.running()
+    (tmp_path / "go").touch()
+    assert [future.result(PATIENCE_S) for future in (*running, last)] == ["released", "released", 49]
+    assert [future.result(PATIENCE_S) for future in gathering] == [n * n for n in range(calls_module._PORTION)]
+
+
 def test_a_call_that_has_not_begun_can_be_cancelled(executor, tmp_path):
     """One that runs cannot; the state of each future says which it is."""
     running = [executor.submit(block_until, tmp_path / "go") for _ in range(2)]

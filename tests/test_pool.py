@@ -545,7 +545,7 @@ def test_an_interrupted_order_is_sent_whole():
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.005)
         try:
             with pytest.raises(Interrupt):
-                driver.pool._send(message)
+                driver.pool._overseer.send(message)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, before)

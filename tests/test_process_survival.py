@@ -480,7 +480,7 @@ def test_an_evaluator_that_is_dropped_closes_itself(tmp_path: Path):
     evaluator = ProcessPoolEvaluator(double, num_workers=2)
     evaluator.submit(configs(4, tmp_path))
     evaluator.gather("ALL")
-    cookie, dropped = evaluator._pool._cookie, weakref.ref(evaluator)
+    cookie, dropped = evaluator._pool._overseer.cookie, weakref.ref(evaluator)
     assert alive_with(cookie)
     del evaluator
     gc.collect()

@@ -40,7 +40,15 @@ if TYPE_CHECKING:
 
 OnError: TypeAlias = Literal["return", "raise"]
 _ON_ERROR: Final = ("return", "raise")
-_PORTION: Final = 1000  # jobs are made of what arrived while others still run
+_LEAST_PORTION, _PORTION = 16, 1000
+
+
+def _portion(missing: int) -> int:
+    """How many jobs to wait for at a time: so many are made of what arrived while others still run.
+
+    Of the last few hundred only half, then half of the rest: when the last one arrives, little is left to be made.
+    """
+    return min(missing, max(_LEAST_PORTION, min(_PORTION, missing // 2)))
 
 
 class Evaluator(Backend, Gathering, Lasting, Dumping):
@@ -258,7 +266,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             self._inbox.take(0, 0, self._arrived)
             self._turn_into_jobs()
             while (missing := self._missing(wanted)) > 0:
-                self._inbox.take(min(missing, _PORTION), None, self._arrived)
+                self._inbox.take(_portion(missing), None, self._arrived)
                 self._turn_into_jobs()
             return self._concluded()
         finally:
@@ -287,7 +295,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
             self._inbox.take(0, 0, self._arrived)
             self._turn_into_jobs()
             while (missing := self._missing(wanted)) > 0:
-                await self._inbox.take_async(min(missing, _PORTION), None, self._arrived)
+                await self._inbox.take_async(_portion(missing), None, self._arrived)
                 self._turn_into_jobs()
             return self._concluded()
         finally:

@@ -69,6 +69,8 @@ class Undertaker:
 
     def wait_s(self, now: float) -> float | None:
         """How long the template may sleep before it must look again: not at all where the instant has just gone by."""
+        if not self._deaths and not self._held:
+            return None
         instants = [at for death in self._deaths for at in death.orphans.values() if at > _KILLED]
         if self._held:
             instants.append(now + _HELD_STEP_S)

@@ -68,6 +68,8 @@ class Snapshot:
     @property
     def current(self) -> bool:
         """Whether every global that the function uses is what it was."""
+        if not self._globals:
+            return True
         space = self.function.__globals__
         return all(space.get(name, _MISSING) is value for name, value in self._globals.items())
 

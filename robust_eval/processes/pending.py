@@ -89,7 +89,7 @@ class Pending:
 
     def add(self, submissions: Iterable[Submission]) -> None:
         """They are the pool's now."""
-        self.jobs.update((submission.job_id, submission) for submission in submissions)
+        self.jobs.update({submission.job_id: submission for submission in submissions})
 
     def settle(self, outcomes: list[Settled]) -> None:
         """These have settled: forget their payloads and deliver them."""

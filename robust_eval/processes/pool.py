@@ -7,9 +7,6 @@ it starts another and hands it what had not begun.
 import logging
 import os
 import resource
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,19 +17,19 @@ from typing import Any
 from robust_eval.errors import EvaluatorClosed, RobustEvalError
 from robust_eval.limits import refuse_too_many_workers
 from robust_eval.logs import logger
-from robust_eval.processes import begun, loading, orders, system, tree, wire
+from robust_eval.processes import begun, loading, orders, wire
 from robust_eval.processes.layout import COOKIE
+from robust_eval.processes.overseer import Overseer
 from robust_eval.processes.ownership import refuse_forked_child
 from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, store
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
+from robust_eval.processes.wire import new_named
 
 _logger = logger("pool")
 _COOKIE_BYTES = 12
 _BATCH_JOBS = 4096
 _MOST_DEATHS = 3
 _CLOSE_SLACK_S = 5.0
-_SWEEP_S = 2.0
-_STEP_S = 0.005
 _ANSWER_S = 2.0
 
 
@@ -118,20 +115,20 @@ class Pool:
         """Settle these jobs as cancelled, killing what runs."""
         self.check_process()
         with self._lock:
-            self._send((orders.CANCEL, list(job_ids)))
+            self._overseer.send((orders.CANCEL, list(job_ids)))
 
     def withdraw(self, job_ids: Iterable[int]) -> None:
         """Settle those of these jobs that were never begun as `cancelled`, with the cause `withdrawn`."""
         self.check_process()
         with self._lock:
-            self._send((orders.WITHDRAW, list(job_ids)))
+            self._overseer.send((orders.WITHDRAW, list(job_ids)))
 
     def set_budget(self, seconds: float | None) -> None:
         """From now on, all that runs may run this much longer; None lifts the budget."""
         self.check_process()
         with self._lock:
             self._budget_at = None if seconds is None else time.monotonic() + seconds
-            self._send((orders.BUDGET, self._budget_at))
+            self._overseer.send((orders.BUDGET, self._budget_at))
 
     def stats(self) -> dict[str, Any]:
         """What the supervisor tells of itself, as `health.Health.describe` has it; empty where it does not answer."""
@@ -139,7 +136,7 @@ class Pool:
         with self._asking:
             self._answered.clear()
             with self._lock:
-                self._send((orders.TELL,))
+                self._overseer.send((orders.TELL,))
             return self._answer if self._answered.wait(_ANSWER_S) else {}
 
     def close(self) -> None:
@@ -152,12 +149,12 @@ class Pool:
         with self._lock:
             first, self._closing = not self._closing, True
             if first:
-                self._send((orders.CLOSE,))
+                self._overseer.send((orders.CLOSE,))
         bound_s = self._settings.policy["kill_timeout_s"] + _CLOSE_SLACK_S
         if threading.current_thread() is not self._receiver:
             self._receiver.join(bound_s)
             if self._receiver.is_alive():
-                self._process.kill()
+                self._overseer.kill()
                 self._receiver.join(_CLOSE_SLACK_S)
 
     @property
@@ -168,7 +165,7 @@ class Pool:
     @property
     def supervisor_pid(self) -> int:
         """The process id of the supervisor."""
-        return self._process.pid
+        return self._overseer.pid
 
     def check_process(self) -> None:
         """Refuse to be used in a forked child of the driver.
@@ -183,9 +180,9 @@ class Pool:
     def _start(self) -> None:
         """Start a supervisor and hand it what it needs to start the others."""
         settings = self._settings
-        self._cookie = os.urandom(_COOKIE_BYTES).hex()
+        cookie = os.urandom(_COOKIE_BYTES).hex()
         outer = os.environ.get(COOKIE)
-        environment = {**os.environ, COOKIE: f"{outer},{self._cookie}" if outer else self._cookie}
+        environment = {**os.environ, COOKIE: f"{outer},{cookie}" if outer else cookie}
         if settings.begun_log is not None:
             environment[begun.VARIABLE] = settings.begun_log
         site = loading.needs_site() or settings.python != sys.executable
@@ -193,7 +190,7 @@ class Pool:
         spawned = loading.command(settings.python, "spawned", imports_site=site)
         config = {
             "policy": settings.policy,
-            "cookie": self._cookie,
+            "cookie": cookie,
             "settings": {
                 "argv": template,
                 "alike": settings.python == sys.executable and site == loading.is_measured(),
@@ -211,43 +208,23 @@ class Pool:
                 "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE),
             },
         }
-        self._execute(environment)
-        self._send(config, [self._bundle_fd, self._pending.fd])
-
-    def _execute(self, environment: dict[str, str]) -> None:
-        """Start the process, with a channel to it."""
-        sock, theirs = socket.socketpair()
-        sock.settimeout(None)  # whatever the user's default is
-        command = loading.command(
-            loading.executable(self._settings.python), "launch", imports_site=loading.is_measured()
-        )
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [*command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env=environment,
-                    start_new_session=True,
-                )
-            except BaseException:
-                sock.close()
-                raise
-        self._sock = sock
-        self._frames = wire.Frames(sock)
-        _logger.info("A supervisor process is started.", extra={"supervisor_pid": self._process.pid})
-        if system.LINUX:  # nobody else would notice: a supervisor that is stopped keeps every channel open
-            args = (self._process.pid,)
-            threading.Thread(target=system.keep_going, args=args, name="robust_eval keeper", daemon=True).start()
+        self._overseer = Overseer(settings.python, environment, cookie)
+        _logger.info("A supervisor process is started.", extra={"supervisor_pid": self._overseer.pid})
+        self._overseer.send(config, [self._bundle_fd, self._pending.fd])
 
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
         large: dict[int, Memory] = {}
-        for job_id, parcel, *rest in submissions:
-            shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
-            if isinstance(shown, Memory):
-                large[job_id] = shown
-            batch.append((job_id, wire.portable(shown, []), *rest))
+        for submission in submissions:
+            parcel = submission.parcel
+            if type(parcel) is bytes:
+                batch.append(submission[:])
+            else:
+                job_id, _, *rest = submission
+                shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
+                if isinstance(shown, Memory):
+                    large[job_id] = shown
+                batch.append((job_id, wire.portable(shown, []), *rest))
             if len(batch) == _BATCH_JOBS or len(large) == wire.MOST_DESCRIPTORS:
                 self._send_batch(batch, large)
                 batch, large = [], {}
@@ -262,36 +239,11 @@ class Pool:
         kept = {job_id: kept_open(memory) for job_id, memory in large.items()}
         self._pending.add(self._pending.jobs[job_id]._replace(parcel=parcel) for job_id, parcel in kept.items())
         try:
-            self._send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
+            self._overseer.send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
         finally:
             for job_id, memory in large.items():
                 if kept[job_id] is not memory:
                     discard(memory)
-
-    def _send(self, message: object, fds: list[int] | None = None) -> None:
-        """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
-
-        An interrupt is raised once the frame is out. A supervisor that is dead gets all of it again from `_recover`.
-        """
-        data = memoryview(wire.frame(message))
-        sent: list[int] = []
-        interrupt: BaseException | None = None
-        while sum(sent) < len(data):
-            try:
-                self._push(data, wire.rights(fds or []), sent)
-            except OSError:
-                return
-            except BaseException as error:  # noqa: BLE001 - whatever a signal handler of the user raises
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-    def _push(self, data: memoryview, ancillary: list[Any], sent: list[int]) -> None:
-        """Send what is not sent. `extend` notes what went out before the interpreter looks for signals again."""
-        if not sent:
-            sent.extend(map(self._sock.sendmsg, ([data],), (ancillary,), (system.NO_SIGPIPE,)))
-        while (position := sum(sent)) < len(data):
-            sent.extend(map(self._sock.send, (data[position:],), (system.NO_SIGPIPE,)))
 
     # -- outcomes
 
@@ -300,10 +252,10 @@ class Pool:
         try:
             self._receive_all()
         except BaseException as error:
-            self._process.kill()
+            self._overseer.kill()
             with self._lock:
                 self._closing = True
-                self._bury()
+                self._overseer.bury()
                 detail = f"the driver failed to receive: {error!r}"
                 try:
                     self._pending.lose(list(self._pending.jobs.values()), detail, closing=False)
@@ -315,10 +267,10 @@ class Pool:
         """Deliver what settles; at the end of the supervisor, close or recover."""
         while True:
             try:
-                there = self._frames.read()
+                there = self._overseer.frames.read()
             except OSError:
                 there = False
-            for message in self._frames.messages():
+            for message in self._overseer.frames.messages():
                 if message[0] == orders.SETTLED:
                     self._on_settled(*message[1:])
                 elif message[0] == orders.NOTICED:
@@ -334,10 +286,12 @@ class Pool:
     ) -> None:
         for job_id, value in recorded:
             self._record(job_id, value)
-        fds = self._frames.fds
+        fds = self._overseer.frames.fds
         settled: list[Settled] = []
-        for job_id, parcel, *rest in done:
-            settled.append(Done(job_id, landed(wire.unportable(parcel, fds)), *rest))
+        if fds:
+            settled += [Done(job_id, landed(wire.unportable(parcel, fds)), *rest) for job_id, parcel, *rest in done]
+        else:  # all are inline, and there may be hundreds
+            settled += [new_named(Done, fields) for fields in done]
         for job_id, info, blamed, late in failed:
             words = landed(wire.unportable(blamed, fds))
             settled.append(Failed(job_id, info, words, landed(wire.unportable(late, fds))))
@@ -347,7 +301,7 @@ class Pool:
     def _recover(self) -> bool:
         """The supervisor is gone. False when that was wanted, and all that it left has settled."""
         with self._lock:
-            self._bury()
+            self._overseer.bury()
             self._deaths += 1
             wanted = self._closing
             final = wanted or self._deaths >= _MOST_DEATHS
@@ -357,18 +311,18 @@ class Pool:
             lost, waiting = self._pending.after_a_death()
             if final:
                 lost = list(self._pending.jobs.values())
-            self._pending.lose(lost, f"it ended with exit code {self._process.returncode}", closing=wanted)
+            self._pending.lose(lost, f"it ended with exit code {self._overseer.exit_code}", closing=wanted)
             if final:
                 self._release()
                 return False
             self._start()
             if self._budget_at is not None:
-                self._send((orders.BUDGET, self._budget_at))
+                self._overseer.send((orders.BUDGET, self._budget_at))
             self._send_jobs(waiting)
             return True
 
     def _log_end(self, *, final: bool) -> None:
-        fields = {"supervisor_pid": self._process.pid, "exit_code": self._process.returncode}
+        fields = {"supervisor_pid": self._overseer.pid, "exit_code": self._overseer.exit_code}
         if self._closing:
             _logger.info("The pool is closed.", extra=fields)
         else:
@@ -379,20 +333,10 @@ class Pool:
 
     def _abandon(self) -> None:
         """The start failed: end the supervisor if there is one."""
-        if "_process" in vars(self):
-            self._process.kill()
-            self._bury()
+        if "_overseer" in vars(self):
+            self._overseer.kill()
+            self._overseer.bury()
         self._release()
-
-    def _bury(self) -> None:
-        """Reap a dead supervisor and kill what it left, found by the cookie in its environment."""
-        self._process.wait()
-        self._sock.close()
-        self._frames.close()
-        ends_at = time.monotonic() + _SWEEP_S
-        while (left := tree.with_cookie(self._cookie)) and time.monotonic() < ends_at:
-            tree.signal_all(left, signal.SIGKILL)
-            time.sleep(_STEP_S)  # bounded by the line above: a process takes a moment to die
 
     def _release(self) -> None:
         os.close(self._bundle_fd)

@@ -30,6 +30,7 @@ from robust_eval.processes.wire import new_named
 from robust_eval.supervision import actions as act
 from robust_eval.supervision import events as ev
 from robust_eval.supervision.policy import Policy
+from robust_eval.supervision.records import earliest
 from robust_eval.supervision.supervisor import Supervisor
 
 _ORPHANED_S = 1.5
@@ -93,10 +94,11 @@ class Shell:
             self._turn()
             if self._finished or (self._gone_by is not None and monotonic() > self._gone_by):
                 break
+            due_at = earliest(self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by)
             leisure_s = self._core.dispatcher.leisure_s
             if leisure_s:
-                self._patience.let_gather(leisure_s, self._wait_s(self._deadlines()))
-            for key, _ in self._patience.select(self._wait_s([*self._deadlines(), self._report_at])):
+                self._patience.let_gather(leisure_s, self._wait_s(due_at))
+            for key, _ in self._patience.select(self._wait_s(earliest(due_at, self._report_at))):
                 key.data()
             if self._driver.blocked:
                 self._driver.drain()
@@ -148,20 +150,11 @@ class Shell:
         self._report_at, self._reported_at = None, now
         self._driver.flush()
 
-    def _deadlines(self) -> list[float | None]:
-        """When something is to be done that cannot wait."""
-        return [self._core.next_deadline(), self._crew.meter.next_at(), self._gone_by]
-
-    def _wait_s(self, instants: list[float | None]) -> float | None:
-        """How long until the first of these, where there is any, and until what asks to be looked at again."""
-        wait_s = self._crew.wait_s()
-        now = monotonic()
-        if self._driver.blocked:
-            instants.append(now + _RETRY_S)
-        if wait_s is not None:
-            instants.append(now + wait_s)
-        known = [at for at in instants if at is not None]
-        return max(0.0, min(known) - now) if known else None
+    def _wait_s(self, due_at: float | None) -> float | None:
+        """How long until this instant, if it is one, and until what asks to be looked at again."""
+        retry_s = _RETRY_S if self._driver.blocked else None
+        due_s = None if due_at is None else max(0.0, due_at - monotonic())
+        return earliest(due_s, self._crew.wait_s(), retry_s)
 
     def _running(self, worker_id: int) -> int | None:
         worker = self._core.roster.workers.get(worker_id)

@@ -39,6 +39,7 @@ _FRAME = struct.Struct("<Q")
 _READ_BYTES = 1 << 16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
 _ONE_FD_BYTES = socket.CMSG_SPACE(4)
+_TRUNCATED = int(socket.MSG_CTRUNC)  # `&` with an enum takes longer than the read
 
 
 class ProtocolError(RobustEvalError):
@@ -79,7 +80,7 @@ class Frames:
         data, ancillary, flags, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
         if ancillary:
             self.fds.extend(descriptors(ancillary))
-        if flags & socket.MSG_CTRUNC:
+        if flags & _TRUNCATED:
             self.fds.append(None)
         self._buffer += data
         return bool(data)

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 _NEVER = float("inf")
 
 
+def earliest(*instants: float | None) -> float | None:
+    """The first of those that are known; None where none is. A loop, since this is asked in every turn."""
+    first = None
+    for at in instants:
+        if at is not None and (first is None or at < first):
+            first = at
+    return first
+
+
 class Doom(NamedTuple):
     """Why a worker must die.
 

@@ -26,7 +26,7 @@ from robust_eval.supervision.dispatch import Dispatcher
 from robust_eval.supervision.jobs import JobBook, Refusal
 from robust_eval.supervision.killing import DYING, Killer
 from robust_eval.supervision.policy import Policy
-from robust_eval.supervision.records import Doom, JobRecord, Timers, WorkerRecord
+from robust_eval.supervision.records import Doom, JobRecord, Timers, WorkerRecord, earliest
 from robust_eval.supervision.roster import Roster
 from robust_eval.supervision.transitions import WorkerState
 
@@ -102,8 +102,7 @@ class Supervisor:
 
     def next_deadline(self) -> float | None:
         """The instant at which `due_workers` and `handle` must be called at the latest, or None."""
-        instants = (self.dispatcher.first_timer_at(), self.budget_at, self.roster.next_start_at())
-        return min((at for at in instants if at is not None), default=None)
+        return earliest(self.dispatcher.first_timer_at(), self.budget_at, self.roster.next_start_at())
 
     # -- jobs
 

@@ -1,0 +1,112 @@
+"""One supervisor process and the channel to it, as the driver has them.
+
+A message leaves whole, whatever signals the driver gets meanwhile, and with a dead supervisor everything ends that
+carries its pool's cookie. What is said is the pool's affair.
+"""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from typing import Any
+
+from robust_eval.processes import loading, system, tree, wire
+
+_SWEEP_S = 2.0
+_STEP_S = 0.005
+
+
+class Overseer:
+    """A supervisor process, started.
+
+    Args:
+        python: the interpreter that its pool runs.
+        environment: of the process.
+        cookie: which all processes of the pool carry in theirs.
+
+    Attributes:
+        cookie: the same.
+        frames: what it says.
+
+    Raises:
+        OSError: no process or no descriptor is free for it.
+    """
+
+    def __init__(self, python: str, environment: dict[str, str], cookie: str) -> None:
+        self.cookie = cookie
+        sock, theirs = socket.socketpair()
+        sock.settimeout(None)  # whatever the user's default is
+        command = loading.command(loading.executable(python), "launch", imports_site=loading.is_measured())
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    start_new_session=True,
+                )
+            except BaseException:
+                sock.close()
+                raise
+        self._sock = sock
+        self.frames = wire.Frames(sock)
+        if system.LINUX:  # nobody else would notice: a supervisor that is stopped keeps every channel open
+            args = (self._process.pid,)
+            keeper = threading.Thread(target=system.keep_going, args=args, name="robust_eval keeper", daemon=True)
+            try:
+                keeper.start()
+            except BaseException:
+                self.kill()
+                self.bury()
+                raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, negative for a signal; None until it was buried."""
+        return self._process.returncode
+
+    def send(self, message: object, fds: list[int] | None = None) -> None:
+        """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
+
+        An interrupt is raised once the frame is out. That a supervisor is dead shows at the other end of `frames`.
+        """
+        data = memoryview(wire.frame(message))
+        sent: list[int] = []
+        interrupt: BaseException | None = None
+        while sum(sent) < len(data):
+            try:
+                self._push(data, wire.rights(fds or []), sent)
+            except OSError:
+                return
+            except BaseException as error:  # noqa: BLE001 - whatever a signal handler of the user raises
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _push(self, data: memoryview, ancillary: list[Any], sent: list[int]) -> None:
+        """Send what is not sent. `extend` notes what went out before the interpreter looks for signals again."""
+        if not sent:
+            sent.extend(map(self._sock.sendmsg, ([data],), (ancillary,), (system.NO_SIGPIPE,)))
+        while (position := sum(sent)) < len(data):
+            sent.extend(map(self._sock.send, (data[position:],), (system.NO_SIGPIPE,)))
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def bury(self) -> None:
+        """Reap it, once it is dead, and kill what it left, found by the cookie. Bounded."""
+        self._process.wait()
+        self._sock.close()
+        self.frames.close()
+        ends_at = time.monotonic() + _SWEEP_S
+        while (left := tree.with_cookie(self.cookie)) and time.monotonic() < ends_at:
+            tree.signal_all(left, signal.SIGKILL)
+            time.sleep(_STEP_S)  # bounded by the line above: a process takes a moment to die
