@@ -6,6 +6,7 @@ is spent on it.
 
 import contextlib
 import ctypes
+import functools
 import random
 import sys
 from importlib import import_module
@@ -22,6 +23,23 @@ def _seen(state: "_Glimpse | None") -> bytes:
     return b"" if state is None else state.raw
 
 
+@functools.cache
+def random_state() -> "_Glimpse | None":
+    """The position and first words in the C object of `random`, if they are where CPython 3.11 keeps them.
+
+    Looked for once, in the template, where workers are forked from one.
+    """
+    generator = random.Random(0)
+    position = ctypes.c_int.from_address(id(generator) + _RANDOM_INDEX_OFFSET)
+    seen = [position.value]
+    generator.random()
+    seen.append(position.value)
+    state = generator.getstate()[1][-1]
+    if seen == [_STATE_WORDS, state]:
+        return _GLIMPSE.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # noqa: SLF001 - there is no other way
+    return None
+
+
 class Randomness:
     """The global generators of `random` and numpy.
 
@@ -33,7 +51,7 @@ class Randomness:
     def __init__(self, seed: int | None) -> None:
         self._seed = seed
         self._numpy: Any = None
-        self._random_state = self._locate_random()
+        self._random_state = random_state()
         self._numpy_state: _Glimpse | None = None
         self._reseed_random()
         if seed is not None:
@@ -41,19 +59,6 @@ class Randomness:
             with contextlib.suppress(ImportError):
                 import_module("numpy.random")
         self._find_numpy()
-
-    @staticmethod
-    def _locate_random() -> "_Glimpse | None":
-        """The position and first words in the C object of `random`, if they are where CPython 3.11 keeps them."""
-        generator = random.Random(0)
-        position = ctypes.c_int.from_address(id(generator) + _RANDOM_INDEX_OFFSET)
-        seen = [position.value]
-        generator.random()
-        seen.append(position.value)
-        state = generator.getstate()[1][-1]
-        if seen == [_STATE_WORDS, state]:
-            return _GLIMPSE.from_address(id(random._inst) + _RANDOM_INDEX_OFFSET)  # noqa: SLF001 - see above
-        return None
 
     def _find_numpy(self) -> None:
         self._numpy = sys.modules.get("numpy.random")

@@ -15,11 +15,13 @@ import socket
 import sys
 import weakref
 from functools import cache
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 # The wrappers of `signal` make enums of numbers and handlers, which a worker's start would feel.
 _signal: Any = import_module("_signal")
+set_handler: Callable[[int, Any], Any] = _signal.signal
 LINUX = sys.platform == "linux"
 # What a process gets for its own faults, what cannot be handled, and what Python or the loop handles in its own way.
 _NOT_PASSED_BY = frozenset(
@@ -196,14 +198,14 @@ def be_deaf() -> dict[int, Any]:
     before: dict[int, Any] = {number: _signal.getsignal(number) for number in _PASSED_BY}
     heard = {number: handler for number, handler in before.items() if handler is not None}
     for number in heard:
-        _signal.signal(number, _pass_by)
+        set_handler(number, _pass_by)
     return heard
 
 
 def hear_again(handlers: dict[int, Any]) -> None:
     """Undo `be_deaf`."""
     for number, handler in handlers.items():
-        _signal.signal(number, handler)
+        set_handler(number, handler)
 
 
 def _pass_by(_number: int, _frame: object) -> None:

@@ -20,6 +20,7 @@ from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
+from robust_eval.processes.randomness import random_state
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.worker import high, run_worker
 
@@ -102,6 +103,7 @@ class Template:
         loading.share_sources(bundle.sources)
         self._load = lambda: bundle
         self._builtins = Builtins()
+        random_state()
 
     def _obey(self) -> bool:
         """Perform one order. False at end-of-file."""

@@ -193,10 +193,11 @@ class Worker:
 
     def _start(self, settings: dict[str, Any]) -> Bundle | None:
         """Environment, signals, seeds, function, initializer. None after a failure, which is reported."""
-        os.environ.update(settings["env"])
+        if settings["env"]:  # what is not called costs a new process no page
+            os.environ.update(settings["env"])
         faulthandler.enable(self._stack_fd, all_threads=True)
         faulthandler.register(DUMP_SIGNAL, self._stack_fd, all_threads=True, chain=True)
-        signal.signal(STOP_SIGNAL, self._on_stop)
+        system.set_handler(STOP_SIGNAL, self._on_stop)
         try:
             bundle = self._load()
             self._randomness = Randomness(settings["seed"])
