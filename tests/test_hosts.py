@@ -88,14 +88,15 @@ def test_faults_are_told_through_hosts_as_on_one_machine(name: str, tmp_path: Pa
     assert diary_of(tmp_path) == dict.fromkeys(range(12), 1)
 
 
-def test_a_host_killed_in_the_middle_costs_the_jobs_that_ran_there(tmp_path: Path):
-    """They are lost, nothing else is, nothing runs twice, and its workers die with it."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_host_killed_in_the_middle_costs_the_jobs_that_ran_there(number: int, tmp_path: Path):
+    """They are lost, nothing else is, nothing runs twice, and its workers die with it, also where it is asked to."""
     with nothing_left(), LocalHostsEvaluator(blocker(tmp_path), slots=(2, 1)) as evaluator:
         evaluator.submit(waiting_jobs(9))
         wait_until(lambda: len(diary_of(tmp_path)) == 3)
         victim = evaluator.fleet.processes[0]
         below = psutil.Process(victim.pid).children(recursive=True)
-        victim.kill()
+        victim.send_signal(number)
         wait_until(lambda: not any(is_alive(process.pid) for process in below))
         (tmp_path / "go").touch()
         jobs = evaluator.gather("ALL")

@@ -209,6 +209,46 @@ print("done")
 """
 
 
+_START_NOTHING = """
+import os, sys, threading
+os.environ.update({environment!r})
+sys.path.insert(0, {root!r})
+import ray
+from robust_eval.evaluators.ray import visit
+
+def call():
+    try:
+        ray.put(1)
+    except ray.exceptions.RaySystemError:
+        told.append("nothing is started")
+
+told = []
+with visit.starting_nothing():
+    call()
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", object_store_memory={store})
+    ray.shutdown()
+    call()
+    assert not ray.is_initialized()
+    from ray._private import auto_init_hook as hook
+    other = threading.Thread(target=lambda: told.append(bool(hook.enable_auto_connect)))
+    other.start()
+    other.join()
+print(told, bool(hook.enable_auto_connect))
+"""
+
+
+def test_a_thread_that_was_overtaken_by_a_shutdown_starts_no_ray():
+    """Whatever it asks Ray for then, it gets an error; other threads of the user's start Ray as ever."""
+    import subprocess
+
+    from ray_cluster import ENVIRONMENT
+
+    code = _START_NOTHING.format(environment=ENVIRONMENT, root=str(Path(__file__).parent.parent), store=STORE_BYTES)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    told = "['nothing is started', 'nothing is started', True] True"
+    assert done.stdout.splitlines()[-1:] == [told], done.stderr
+
+
 def test_ray_that_the_user_shuts_down_leaves_no_job_waiting():
     """What ran is lost, what waits fails, and no other cluster is started behind the user's back."""
     import subprocess

@@ -14,8 +14,8 @@ import signal
 import socket
 import sys
 import weakref
-from functools import cache
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 

@@ -61,10 +61,13 @@ class Agent:
         except Exception as error:
             self._say((say.END, self._station.host_id, f"the pool cannot be started: {error!r}"))
             raise
+        dismissed = False
         try:
             self._say((say.HELLO, self._station.host_id, self._station.slots, _about()))
-            self._obey(pool)
+            dismissed = self._obey(pool)
         finally:
+            if not dismissed:  # somebody ends this process: what ran is lost with the host, and nobody cancelled it
+                self._hang_up()
             pool.close()
         self._say((say.END, self._station.host_id, "it was dismissed"))
 
@@ -97,12 +100,13 @@ class Agent:
 
     # -- orders
 
-    def _obey(self, pool: Pool) -> None:
-        self._take_orders(pool)
+    def _obey(self, pool: Pool) -> bool:
+        """Obey as long as the driver is there. Whether it sent us away."""
+        there = self._take_orders(pool)
         with contextlib.suppress(OSError):
-            while self._frames.read():
-                if not self._take_orders(pool):
-                    return
+            while there and self._frames.read():
+                there = self._take_orders(pool)
+        return not there
 
     def _take_orders(self, pool: Pool) -> bool:
         """Obey what has come. False when that was to go."""
@@ -172,6 +176,10 @@ class Agent:
 
     def _record(self, job_id: int, value: bytes) -> None:
         self._say((say.SETTLED, [], [], [(job_id, value)], []))
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def _say(self, message: Any) -> None:
         """Say something, whole. A driver that hung up is noticed by whoever listens to it."""

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from robust_eval.evaluators.hosts.calling import Call, Station
 from robust_eval.evaluators.hosts.sharing import divided
 from robust_eval.evaluators.ray.host import Host
-from robust_eval.evaluators.ray.visit import session
+from robust_eval.evaluators.ray.visit import session, starting_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,9 +99,10 @@ class RayFleet:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
-        for node in self._nodes.values():
-            if node.actor is not None and self._is_connected():
-                _kill(node.actor)
+        with starting_nothing():
+            for node in self._nodes.values():
+                if node.actor is not None and self._is_connected():
+                    _kill(node.actor)
         self._at_the_end()
 
     def _is_connected(self) -> bool:
@@ -110,16 +111,20 @@ class RayFleet:
 
     def _watch(self) -> None:
         """Until the end, or that of Ray. Whatever ends this, no job waits for hosts that cannot come any more."""
-        try:
-            while not self._stopped.is_set() and self._is_connected():
-                try:
-                    self._part_with_the_dead()
-                    self._survey()
-                except ray.exceptions.RaySystemError:  # the cluster does not answer: it may again
-                    self._stopped.wait(_SURVEY_S)
-        finally:
-            if not self._stopped.is_set():
-                self._give_up()
+        with starting_nothing():
+            try:
+                self._watch_on()
+            finally:
+                if not self._stopped.is_set():
+                    self._give_up()
+
+    def _watch_on(self) -> None:
+        while not self._stopped.is_set() and self._is_connected():
+            try:
+                self._part_with_the_dead()
+                self._survey()
+            except ray.exceptions.RaySystemError:  # the cluster does not answer: it may again
+                self._stopped.wait(_SURVEY_S)
 
     def _give_up(self) -> None:
         """Nothing is started any more; without Ray, the hosts are gone as well."""

@@ -5,11 +5,16 @@ An evaluator that is made while another one still uses the Ray that this had sta
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import threading
 import warnings
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from robust_eval.errors import RobustEvalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Visit:
@@ -52,6 +57,36 @@ class Visit:
                 started, Visit._started = Visit._started, None
                 if session() == started:  # the user may have ended it, and begun another
                     ray_itself().shutdown()
+
+
+class _Elsewhere:
+    """Stands for whether Ray may start itself: as it was, but not in the threads that say so."""
+
+    def __init__(self, was: object) -> None:
+        self._was = was
+        self.here = threading.local()
+
+    def __bool__(self) -> bool:
+        return bool(self._was) and not getattr(self.here, "starts_nothing", False)
+
+
+@contextlib.contextmanager
+def starting_nothing() -> Iterator[None]:
+    """Within the block nothing of Ray's that this thread calls connects anew: it raises `RaySystemError` instead.
+
+    Most of Ray calls ``ray.init()`` where nobody is connected. A thread that looked whether somebody is may be
+    overtaken by the user's ``ray.shutdown()``, and would start another cluster behind the user's back.
+    """
+    hook: Any = importlib.import_module("ray._private.auto_init_hook")
+    with Visit._lock:  # noqa: SLF001 - our own
+        if not isinstance(hook.enable_auto_connect, _Elsewhere):
+            hook.enable_auto_connect = _Elsewhere(hook.enable_auto_connect)
+    here = hook.enable_auto_connect.here
+    here.starts_nothing = True
+    try:
+        yield
+    finally:
+        here.starts_nothing = False
 
 
 def session() -> tuple[str, str] | None:
