@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.ray.share import Share
 
 _SURVEY_S = 1.0
+_STEP_S = 0.1
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 _STOP_S = 10.0
 
@@ -136,12 +137,8 @@ class RayFleet:
         self._pool.awaits(False)  # noqa: FBT003 - the fact itself
 
     def _part_with_the_dead(self) -> None:
-        """Wait a moment for hosts that end, and note how."""
-        if not self._serving:
-            self._stopped.wait(_SURVEY_S)
-            return
-        ended, _ = ray.wait(list(self._serving), timeout=_SURVEY_S)
-        for ref in ended:
+        """Note how hosts end, for a moment."""
+        for ref in self._ended():
             node = self._nodes[self._serving.pop(ref)]
             host_id, node.host_id, node.actor = node.host_id, None, None
             if host_id is None or self._stopped.is_set():
@@ -156,6 +153,18 @@ class RayFleet:
             else:
                 node.again_at = None
                 self._pool.host_lost(host_id, "it was dismissed, or gave itself up")
+
+    def _ended(self) -> list[Any]:
+        """What has ended after a moment at most.
+
+        Asked for again and again: a wait of Ray's own that is under way while the user shuts Ray down may never return.
+        """
+        ends_at = time.monotonic() + _SURVEY_S
+        while not self._stopped.wait(_STEP_S) and time.monotonic() < ends_at and self._is_connected():
+            ended, _ = ray.wait(list(self._serving), timeout=0) if self._serving else ([], [])
+            if ended:
+                return list(ended)
+        return []
 
     def _survey(self) -> None:
         """Start hosts on nodes that have room for one and have none."""
