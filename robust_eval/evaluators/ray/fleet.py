@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from robust_eval.evaluators.ray.share import Share
 
 _SURVEY_S = 1.0
-_STEP_S = 0.1
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 _STOP_S = 10.0
 
@@ -83,6 +82,7 @@ class RayFleet:
         self._session = session()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="robust_eval Ray nodes", daemon=True)
+        self._guarding = threading.Thread(target=self._guard, name="robust_eval Ray guard", daemon=True)
 
     def names(self) -> list[str]:
         """The address under which Ray knows this node."""
@@ -94,6 +94,7 @@ class RayFleet:
         pool.awaits(True)  # noqa: FBT003 - the fact itself
         self._survey()
         self._thread.start()
+        self._guarding.start()
 
     def stop(self) -> None:
         """End the actors; their pools were ended before."""
@@ -127,18 +128,34 @@ class RayFleet:
             except ray.exceptions.RaySystemError:  # the cluster does not answer: it may again
                 self._stopped.wait(_SURVEY_S)
 
+    def _guard(self) -> None:
+        """Notice the end of Ray where the other thread cannot.
+
+        A call of Ray's that is under way while the user shuts Ray down may never return (`ray.wait` of 2.60, in one of
+        ten shutdowns).
+        """
+        with starting_nothing():
+            while not self._stopped.wait(_SURVEY_S):
+                if not self._is_connected():
+                    self._give_up()
+                    return
+
     def _give_up(self) -> None:
-        """Nothing is started any more; without Ray, the hosts are gone as well."""
+        """Nothing is started any more; without Ray, the hosts are gone as well. Done twice, it is as done once."""
         if not self._is_connected():
-            for node in self._nodes.values():
+            for node in list(self._nodes.values()):
                 if node.host_id is not None:
                     self._pool.host_lost(node.host_id, "Ray was shut down")
                     node.host_id = node.actor = None
         self._pool.awaits(False)  # noqa: FBT003 - the fact itself
 
     def _part_with_the_dead(self) -> None:
-        """Note how hosts end, for a moment."""
-        for ref in self._ended():
+        """Wait a moment for hosts that end, and note how."""
+        if not self._serving:
+            self._stopped.wait(_SURVEY_S)
+            return
+        ended, _ = ray.wait(list(self._serving), timeout=_SURVEY_S)
+        for ref in ended:
             node = self._nodes[self._serving.pop(ref)]
             host_id, node.host_id, node.actor = node.host_id, None, None
             if host_id is None or self._stopped.is_set():
@@ -153,18 +170,6 @@ class RayFleet:
             else:
                 node.again_at = None
                 self._pool.host_lost(host_id, "it was dismissed, or gave itself up")
-
-    def _ended(self) -> list[Any]:
-        """What has ended after a moment at most.
-
-        Asked for again and again: a wait of Ray's own that is under way while the user shuts Ray down may never return.
-        """
-        ends_at = time.monotonic() + _SURVEY_S
-        while not self._stopped.wait(_STEP_S) and time.monotonic() < ends_at and self._is_connected():
-            ended, _ = ray.wait(list(self._serving), timeout=0) if self._serving else ([], [])
-            if ended:
-                return list(ended)
-        return []
 
     def _survey(self) -> None:
         """Start hosts on nodes that have room for one and have none."""
