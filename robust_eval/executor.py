@@ -116,8 +116,8 @@ class RobustExecutor(ProcessPoolExecutor):
             **kwargs: its arguments by name.
 
         Returns:
-            A future. It can be cancelled until its call begins. Where the function or an argument cannot be pickled,
-            it holds a `JobUnpicklable`.
+            A future. It can be cancelled until its call is handed to a worker: when it begins, and where calls are
+            short up to 15 ms earlier. Where the function or an argument cannot be pickled, it holds a `JobUnpicklable`.
 
         Raises:
             EvaluatorClosed: the executor is shut down. Also a ``RuntimeError``.
