@@ -4,11 +4,11 @@ Every honest draw moves them, so a generator that a job moved is given a fresh s
 is spent on it.
 """
 
-import contextlib
 import ctypes
 import functools
 import random
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -56,14 +56,14 @@ class Randomness:
         self._reseed_random()
         if seed is not None:
             # Since version 2 numpy imports this when it is first used, which is after the seeding.
-            with contextlib.suppress(ImportError):
+            with suppress(ImportError):
                 import_module("numpy.random")
         self._find_numpy()
 
     def _find_numpy(self) -> None:
         self._numpy = sys.modules.get("numpy.random")
         if self._numpy is not None:
-            with contextlib.suppress(AttributeError, TypeError):
+            with suppress(AttributeError, TypeError):
                 legacy = self._numpy.mtrand._rand._bit_generator  # noqa: SLF001 - there is no public name for it
                 address = legacy.ctypes.state_address
                 # The position follows the last word of the state.
@@ -76,7 +76,7 @@ class Randomness:
 
     def _reseed_numpy(self) -> None:
         seed = None if self._seed is None else self._seed % 2**32
-        with contextlib.suppress(AttributeError, TypeError):
+        with suppress(AttributeError, TypeError):
             self._numpy.seed(seed)
         self._numpy_was = _seen(self._numpy_state)
 

@@ -4,13 +4,13 @@
 """
 
 import _thread
-import contextlib
 import ctypes
 import gc
 import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress  # by name: a job may put something else in its module
 from types import ModuleType
 from typing import Any, cast
 
@@ -168,7 +168,7 @@ class Garbage:
         counts = gc.get_count()
         if counts == self._counts or not gc.isenabled():
             return
-        with contextlib.suppress(BaseException):  # an interrupt that the job asked for and did not wait for
+        with suppress(BaseException):  # an interrupt that the job asked for and did not wait for
             if counts[1:] != self._counts[1:]:
                 had_all = _full_collections() != self._full_collections
                 if counts[2] == self._counts[2] and not had_all:
@@ -203,7 +203,7 @@ def remove_temporary_directory(kept: str | None) -> None:
     if directory is None or directory == kept:
         return
     del sys.modules["multiprocessing.process"].current_process()._config["tempdir"]  # noqa: SLF001 - as above
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for name in os.listdir(directory):
             os.unlink(os.path.join(directory, name))
         os.rmdir(directory)
@@ -234,7 +234,7 @@ def arithmetic() -> object:
 def usual_temporary_directories() -> frozenset[str | None]:
     """Where `tempfile` looks; and None, which it goes by before it has looked."""
     named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return frozenset((None, *map(os.path.abspath, named), *_TEMPORARY_DIRECTORIES, os.getcwd()))
     return frozenset((None, *_TEMPORARY_DIRECTORIES))
 

@@ -5,11 +5,11 @@ is the way where the kernel was built without that list, and on macOS. psutil is
 template pays for every import with the start of the first worker.
 """
 
-import contextlib
 import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
 from robust_eval.processes import system
 
@@ -85,7 +85,7 @@ def _command(pid: int) -> bytes:
     """The command line; empty where there is none, or no such process."""
     if not system.LINUX:  # pragma: no cover - macOS
         return _command_by_psutil(pid)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return system.told(f"/proc/{pid}/cmdline")
     return b""
 
@@ -116,7 +116,7 @@ def state(pid: int) -> str:
     """
     if not system.LINUX:  # pragma: no cover - macOS
         return _state_by_psutil(pid)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return system.told(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
     return ""
 

@@ -5,7 +5,6 @@ supervisor's. What it must do is be honest about where it is: it stamps each job
 with the supervisor, drops the job's objects before it reports, and reports what the job left behind.
 """
 
-import contextlib
 import faulthandler
 import fcntl
 import marshal
@@ -17,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress  # by name: a job may put something else in its module
 from contextvars import copy_context
 from time import monotonic, thread_time
 from typing import Any, NoReturn
@@ -339,7 +339,7 @@ class Worker:
 
     def _reset_peak(self) -> None:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(self._clear_refs, b"5")
 
 
