@@ -28,6 +28,8 @@ PEERS = (
     "dask",
     "deephyper",
 )
+# What only some measurements of speed have: no peers, or ours in another dress.
+BESIDE = ("pipeline", "our_executor")
 
 
 def load(name: str) -> Peer:
@@ -36,7 +38,7 @@ def load(name: str) -> Peer:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in PEERS and name != "pipeline":
+    if name not in (*PEERS, *BESIDE):
         msg = f"peer {name!r} is unknown; choose from {', '.join(PEERS)}"
         raise ValueError(msg)
     return importlib.import_module(f"stress.bench.peers.with_{name}").PEER

@@ -31,7 +31,7 @@ def sample(peer: str, size: int) -> dict[str, float]:
 MEASUREMENT = Measurement(
     "a numpy array of 50 MB into a job and out again, one after the other; both sides touch every page",
     sample,
-    {"our_pool": 10, "ours": 10, "futures": 5, "mp_pool": 5, "loky": 5, "ray": 10},
+    {"our_pool": 10, "our_executor": 10, "ours": 10, "futures": 5, "mp_pool": 5, "loky": 5, "ray": 10},
     {
         "rate": Figure(
             "megabytes a second, both ways counted",

@@ -1,11 +1,13 @@
 """No-op calls a second through the bare pool, beside every peer and a pipeline that supervises nothing."""
 
 from stress.bench.functions import noop
+from stress.bench.peers import BESIDE
 from stress.bench.speed.measurement import Figure, Measurement, Target
 from stress.bench.speed.sessions import throughput
 
 SIZES = {
     "our_pool": 50_000,
+    "our_executor": 20_000,
     "pipeline": 50_000,
     "futures": 10_000,
     "mp_pool": 20_000,
@@ -20,7 +22,7 @@ SIZES = {
     "dask": 1_000,
     "deephyper": 1_000,
 }
-PEERS = tuple(name for name in SIZES if name not in {"our_pool", "pipeline"})
+PEERS = tuple(name for name in SIZES if name not in {"our_pool", *BESIDE})
 
 
 def sample(peer: str, size: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ def sample(peer: str, size: int) -> dict[str, float]:
 MEASUREMENT = Measurement(
     "round trip of one no-op call on a warm pool of 2 workers",
     sample,
-    {"our_pool": 1000, "ours": 1000, "pipeline": 1000}
+    {"our_pool": 1000, "our_executor": 1000, "ours": 1000, "pipeline": 1000}
     | {name: 50 if name in {"pynisher", "deephyper"} else 300 for name in PEERS},
     {
         "trip": Figure(
