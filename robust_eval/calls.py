@@ -261,7 +261,8 @@ class Calls:
                 duration_s = item.ended_at - item.begun_at
                 mean_s = duration_s if mean_s == math.inf else mean_s + _WEIGHT * (duration_s - mean_s)
         self._mean_s = mean_s
-        self._window = self._num_workers * (Policy().depth(mean_s, 0) + min(_MOST_AHEAD, int(_TURN_S / mean_s)))
+        ahead = int(_TURN_S / max(mean_s, _TURN_S / _MOST_AHEAD))
+        self._window = self._num_workers * (Policy().depth(mean_s, 0) + ahead)
 
     def _give_up(self, refused: Failed) -> None:
         """No worker can be started: what waits fails of that, too, and the next call tries anew."""

@@ -42,6 +42,7 @@ from robust_eval import (
 )
 from robust_eval import calls as calls_module
 from robust_eval.processes import shelf
+from robust_eval.processes.pending import Done
 
 pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
 
@@ -339,6 +340,15 @@ def test_short_calls_travel_together(executor, tmp_path):
     (tmp_path / "go").touch()
     assert [future.result(PATIENCE_S) for future in (*running, last)] == ["released", "released", 49]
     assert [future.result(PATIENCE_S) for future in gathering] == [n * n for n in range(calls_module._PORTION)]
+
+
+def test_calls_that_take_no_time_are_not_handed_on_without_end(executor):
+    """By a clock that is coarse a call may begin and end at the same instant."""
+    executor.submit(multiply, 1, 1).result(PATIENCE_S)
+    executor._calls._mean_s = 0.0
+    assert [executor.submit(multiply, n, n).result(PATIENCE_S) for n in range(3)] == [0, 1, 4]
+    executor._calls._observe([Done(0, b"", 1.0, 1.0, 1, 0)] * 200)
+    assert 2 * 2000 < executor._calls._window < 2 * 3000
 
 
 def test_a_call_that_has_not_begun_can_be_cancelled(executor, tmp_path):
