@@ -78,6 +78,22 @@ def test_a_moment_in_vain_is_followed_by_sleep(selector: Counting, pipe: tuple[i
     assert selector.waits == [None]
 
 
+def test_a_moment_in_vain_is_soon_made_up_for(selector: Counting, pipe: tuple[int, int]):
+    """Else one wait that took long has all sleep for a dozen round trips, which are long because they sleep."""
+    reading, writing = pipe
+    waiting = Patience(selector.select)
+    waiting._gap_s = 0.0
+    assert waiting.select(0.0004) == []
+    for _ in range(4):
+        os.write(writing, b"x")
+        assert waiting.select(None)
+        os.read(reading, 1)
+    selector.waits.clear()
+    os.write(writing, b"x")
+    assert waiting.select(None)
+    assert selector.waits == [0]
+
+
 def test_a_moment_is_never_longer_than_the_wait(selector: Counting, pipe: tuple[int, int], monkeypatch):
     """A deadline that is due is not overslept, and not overwatched."""
     monkeypatch.setattr(patience, "_MOMENT_S", 60.0)

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from robust_eval.processes import loading, system, tree, wire
+from robust_eval.processes.patience import Patience, looking_at
 
 _SWEEP_S = 2.0
 _STEP_S = 0.005
@@ -52,6 +53,7 @@ class Overseer:
                 raise
         self._sock = sock
         self.frames = wire.Frames(sock)
+        self._patience = Patience(looking_at(sock))
         if system.LINUX:  # nobody else would notice: a supervisor that is stopped keeps every channel open
             args = (self._process.pid,)
             keeper = threading.Thread(target=system.keep_going, args=args, name="robust_eval keeper", daemon=True)
@@ -71,6 +73,10 @@ class Overseer:
     def exit_code(self) -> int | None:
         """Its exit code, negative for a signal; None until it was buried."""
         return self._process.returncode
+
+    def wait(self) -> None:
+        """Wait until it says something or ends: where it did so every few moments, for a moment awake."""
+        self._patience.select(None)
 
     def send(self, message: object, fds: list[int] | None = None) -> None:
         """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.

@@ -1,13 +1,15 @@
-"""How a supervisor and a worker wait: asleep, or for a moment awake.
+"""How a supervisor, a worker and the driver's receiving thread wait: asleep, or for a moment awake.
 
 A process that sleeps takes 50 us to be woken, on a virtual machine at least, and a job on a pool with nothing else to
-do passes the supervisor twice. So where things have been happening every few moments, both look again and again for a
-moment before they go to sleep, and give way to whoever else wants the core. Where workers have their next jobs and
-nobody waits for the supervisor, it lets things gather for a moment: to be woken for each of them costs more than to do
-them.
+do passes the supervisor twice. So where things have been happening every few moments, all of them look again and again
+for a moment before they go to sleep, and give way to whoever else wants the core. Where workers have their next jobs
+and nobody waits for the supervisor, it lets things gather for a moment: to be woken for each of them costs more than to
+do them.
 """
 
 import os
+import select
+import socket
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Generic, TypeVar
@@ -16,7 +18,15 @@ _NAP_S = 0.008
 _MOMENT_S = 0.0003
 _SHARE = 0.2
 _MOST_GAP_S = 0.001
+_IN_VAIN = 1.5  # more, and a single wait that took long had all sleep for a dozen round trips, each twice as long
 _Ready = TypeVar("_Ready")
+
+
+def looking_at(sock: socket.socket) -> Callable[[float | None], list[tuple[int, int]]]:
+    """What says whether something can be read, after at most so many seconds; None for no bound."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return lambda wait_s: poll.poll(None if wait_s is None else 1000.0 * wait_s)
 
 
 class Patience(Generic[_Ready]):
@@ -59,5 +69,5 @@ class Patience(Generic[_Ready]):
             if ready:
                 return ready
             os.sched_yield()
-        self._gap_s = _MOST_GAP_S
+        self._gap_s = _IN_VAIN * _MOMENT_S
         return []

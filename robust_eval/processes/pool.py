@@ -81,6 +81,7 @@ class Pool:
         self._lock = threading.RLock()
         self._budget_at: float | None = None
         self._closing = False
+        self._alone = False
         self._deaths = 0
         self._asking = threading.Lock()
         self._answered = threading.Event()
@@ -266,6 +267,8 @@ class Pool:
     def _receive_all(self) -> None:
         """Deliver what settles; at the end of the supervisor, close or recover."""
         while True:
+            if self._alone:  # where several settle at once, others have work for this core
+                self._overseer.wait()
             try:
                 there = self._overseer.frames.read()
             except OSError:
@@ -296,6 +299,7 @@ class Pool:
             words = landed(wire.unportable(blamed, fds))
             settled.append(Failed(job_id, info, words, landed(wire.unportable(late, fds))))
         self._deaths = 0
+        self._alone = len(settled) == 1
         self._pending.settle(settled)
 
     def _recover(self) -> bool:

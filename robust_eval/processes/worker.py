@@ -11,7 +11,6 @@ import marshal
 import mmap
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -54,7 +53,7 @@ from robust_eval.processes.parcel import (
     unpack,
     view,
 )
-from robust_eval.processes.patience import Patience
+from robust_eval.processes.patience import Patience, looking_at
 from robust_eval.processes.randomness import Randomness
 from robust_eval.processes.residue import Garbage, remove_temporary_directory, temporary_directory
 from robust_eval.processes.shelf import Shelf
@@ -102,7 +101,7 @@ class Worker:
         for sock in (orders, self._claims):
             sock.settimeout(None)  # whatever default the user's modules have set
         self._inbox = wire.Inbox(orders)
-        self._patience = Patience(_waiting_for(orders))
+        self._patience = Patience(looking_at(orders))
         self._claim = b""
         self._stack_fd = stamps
         self._stamps = mmap.mmap(stamps, STAMP_BYTES)
@@ -343,13 +342,6 @@ class Worker:
         """Let the kernel begin a new peak of the resident size (proc(5), clear_refs)."""
         with suppress(OSError):
             os.write(self._clear_refs, b"5")
-
-
-def _waiting_for(sock: socket.socket) -> Callable[[float | None], list[tuple[int, int]]]:
-    """What says whether something can be read, after at most so many seconds; None for no bound."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return lambda wait_s: poll.poll(None if wait_s is None else 1000.0 * wait_s)
 
 
 def _peak_bytes() -> int:
