@@ -201,6 +201,22 @@ def test_the_ledger_says_how_often_a_job_was_begun():
         assert os.pread(worker.ledger, 5, 6) == bytes([0, 1, 3, 127, 0])
 
 
+def test_no_descriptor_of_a_job_leads_to_the_ledger():
+    """A job that writes into every descriptor leaves the counts of others alone."""
+
+    def sizes(_x: object, _context: object) -> list[int]:
+        found = []
+        for fd in range(1024):
+            with contextlib.suppress(OSError):
+                found.append(os.fstat(fd).st_size)
+        return found
+
+    with supervised(sizes) as worker:
+        kind, found = worker.run(None)
+        assert kind is None
+        assert LEDGER_BYTES not in found
+
+
 def test_large_payloads_go_through_memory_both_ways():
     """The array arrives, and so does what is made of it."""
     with supervised(lambda array, _: array * 2) as worker:

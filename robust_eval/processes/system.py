@@ -117,14 +117,31 @@ def map_privately(fd: int, size: int) -> memoryview:
         raise ValueError(msg)
     if sys.version_info >= (3, 13):  # pragma: no cover - the way of later interpreters
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
-    libc = _libc()
-    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    address = _mapped(fd, size, mmap.MAP_PRIVATE)
+    content = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(content, _libc().munmap, address, size).atexit = False
+    return memoryview(content).cast("B")
+
+
+def map_for_good(fd: int, size: int) -> memoryview:
+    """A memory file, mapped and shared for as long as this process lives, without a descriptor that leads to it.
+
+    A job that writes into every descriptor would otherwise find that of `mmap.mmap`.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    if sys.version_info >= (3, 13):  # pragma: no cover - the way of later interpreters
+        return memoryview(mmap.mmap(fd, size, trackfd=False))
+    return memoryview((ctypes.c_ubyte * size).from_address(_mapped(fd, size, mmap.MAP_SHARED))).cast("B")
+
+
+def _mapped(fd: int, size: int, how: int) -> int:
+    address: int | None = _libc().mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, how, fd, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    content = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(content, libc.munmap, address, size).atexit = False
-    return memoryview(content).cast("B")
+    return address
 
 
 def watch_exit(pid: int) -> int:

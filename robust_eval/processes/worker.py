@@ -110,7 +110,7 @@ class Worker:
         self._outbox = Outbox(self._claims, far_end, self._stamps, self._give_up)
         self._printed = Printed(streams, output, Written(output, self._numbers, READ_AT // 8, READING_AT // 8))
         self._peak_bytes = 0
-        self._ledger = mmap.mmap(ledger, LEDGER_BYTES)
+        self._ledger = system.map_for_good(ledger, LEDGER_BYTES)
         os.close(ledger)
         self._load = load
         self._calls = calls
