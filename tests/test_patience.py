@@ -39,6 +39,19 @@ def pipe(selector: Counting) -> Iterator[tuple[int, int]]:
     os.close(writing)
 
 
+def stays_awake_after(waits: int, waiting: Patience, selector: Counting, pipe: tuple[int, int]) -> bool:
+    """Whether, after so many waits in which something was there at once, the next one looks without sleep."""
+    reading, writing = pipe
+    for _ in range(waits):
+        os.write(writing, b"x")
+        assert waiting.select(None)
+        os.read(reading, 1)
+    selector.waits.clear()
+    os.write(writing, b"x")
+    assert waiting.select(None)
+    return selector.waits == [0]
+
+
 def test_who_waits_long_sleeps(selector: Counting, pipe: tuple[int, int]):
     """One wait, as long as was asked for."""
     assert Patience(selector.select).select(0.01) == []
@@ -47,16 +60,7 @@ def test_who_waits_long_sleeps(selector: Counting, pipe: tuple[int, int]):
 
 def test_where_things_happen_every_moment_it_stays_awake(selector: Counting, pipe: tuple[int, int]):
     """What comes within a moment is found without sleep."""
-    reading, writing = pipe
-    waiting = Patience(selector.select)
-    for _ in range(20):
-        os.write(writing, b"x")
-        assert waiting.select(None)
-        os.read(reading, 1)
-    selector.waits.clear()
-    os.write(writing, b"x")
-    assert waiting.select(None)
-    assert selector.waits == [0]
+    assert stays_awake_after(20, Patience(selector.select), selector, pipe)
 
 
 def test_a_moment_in_vain_is_followed_by_sleep(selector: Counting, pipe: tuple[int, int]):
@@ -80,18 +84,10 @@ def test_a_moment_in_vain_is_followed_by_sleep(selector: Counting, pipe: tuple[i
 
 def test_a_moment_in_vain_is_soon_made_up_for(selector: Counting, pipe: tuple[int, int]):
     """Else one wait that took long has all sleep for a dozen round trips, which are long because they sleep."""
-    reading, writing = pipe
     waiting = Patience(selector.select)
     waiting._gap_s = 0.0
     assert waiting.select(0.0004) == []
-    for _ in range(4):
-        os.write(writing, b"x")
-        assert waiting.select(None)
-        os.read(reading, 1)
-    selector.waits.clear()
-    os.write(writing, b"x")
-    assert waiting.select(None)
-    assert selector.waits == [0]
+    assert stays_awake_after(4, waiting, selector, pipe)
 
 
 def test_a_moment_is_never_longer_than_the_wait(selector: Counting, pipe: tuple[int, int], monkeypatch):

@@ -117,9 +117,8 @@ def map_privately(fd: int, size: int) -> memoryview:
         raise ValueError(msg)
     if sys.version_info >= (3, 13):  # pragma: no cover - the way of later interpreters
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
-    address = _mapped(fd, size, mmap.MAP_PRIVATE)
-    content = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(content, _libc().munmap, address, size).atexit = False
+    content = _mapped(fd, size, mmap.MAP_PRIVATE)
+    weakref.finalize(content, _libc().munmap, ctypes.addressof(content), size).atexit = False
     return memoryview(content).cast("B")
 
 
@@ -133,15 +132,15 @@ def map_for_good(fd: int, size: int) -> memoryview:
     """
     if sys.version_info >= (3, 13):  # pragma: no cover - the way of later interpreters
         return memoryview(mmap.mmap(fd, size, trackfd=False))
-    return memoryview((ctypes.c_ubyte * size).from_address(_mapped(fd, size, mmap.MAP_SHARED))).cast("B")
+    return memoryview(_mapped(fd, size, mmap.MAP_SHARED)).cast("B")
 
 
-def _mapped(fd: int, size: int, how: int) -> int:
-    address: int | None = _libc().mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, how, fd, 0)
+def _mapped(fd: int, size: int, how: int) -> "ctypes.Array[ctypes.c_ubyte]":
+    address = _libc().mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, how, fd, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return address
+    return (ctypes.c_ubyte * size).from_address(address)
 
 
 def watch_exit(pid: int) -> int:
