@@ -19,12 +19,13 @@ from children import in_child
 from waiting import is_alive, nothing_left, wait_until
 
 from robust_eval.errors import EvaluatorClosed, InvalidArgument, RobustEvalError
-from robust_eval.processes import orders, wire
+from robust_eval.processes import orders
 from robust_eval.processes import pool as pool_module
 from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.parcel import Memory, open_parcel, pack, unpack
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
+from robust_eval.processes.stream import MOST_DESCRIPTORS
 
 PATIENCE_S = 60.0
 POLICY: dict[str, Any] = {
@@ -148,7 +149,7 @@ def test_many_large_payloads_go_in_several_messages():
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
         for first in range(0, 220, 20):
             driver.submit(*[bytes(1 << 20)] * 20, first=first)
-        many = [Submission(1000 + number, pack(bytes(1 << 20))) for number in range(wire.MOST_DESCRIPTORS + 5)]
+        many = [Submission(1000 + number, pack(bytes(1 << 20))) for number in range(MOST_DESCRIPTORS + 5)]
         driver.pool.submit(many)
         driver.wait(220 + len(many))
         assert {driver.value(job_id) for job_id in driver.outcomes} == {1 << 20}
@@ -540,8 +541,8 @@ def test_an_interrupted_order_is_sent_whole():
 
         before = signal.signal(signal.SIGALRM, interrupt)
         os.kill(supervisor, signal.SIGSTOP)
-        message = (orders.SUBMIT, [(number, pack(bytes(60_000)), None, None, 0, None) for number in range(100)])
-        driver.pool._pending.add(Submission(number, b"") for number in range(100))
+        message = (orders.SUBMIT, [(number, pack(bytes(60_000)), None, None, 0, None) for number in range(400)])
+        driver.pool._pending.add(Submission(number, b"") for number in range(400))
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.005)
         try:
             with pytest.raises(Interrupt):
@@ -551,8 +552,8 @@ def test_an_interrupted_order_is_sent_whole():
             signal.signal(signal.SIGALRM, before)
             os.kill(supervisor, signal.SIGCONT)
         assert alarms > 1
-        driver.wait(101)
-        assert {driver.value(number) for number in range(100)} == {60_000}
+        driver.wait(401)
+        assert {driver.value(number) for number in range(400)} == {60_000}
         assert driver.pool.supervisor_pid == supervisor
 
 

@@ -16,7 +16,7 @@ from waiting import nothing_left
 from robust_eval.processes import launch, loading, orders, system, wire
 from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.layout import COOKIE, LEDGER_BYTES
-from robust_eval.processes.parcel import Memory, pack, store, unpack
+from robust_eval.processes.parcel import Memory, pack, pack_plain, store, unpack
 
 PATIENCE_S = 60.0
 POLICY: dict[str, Any] = {"num_workers": 1, "retry_on": [], "max_tasks_per_child": None, "grace_s": 0.0}
@@ -115,9 +115,8 @@ def raw() -> Iterator[Raw]:
 
 
 def inline(obj: object) -> bytes:
-    parcel = pack(obj)
-    assert isinstance(parcel, bytes)
-    return parcel
+    """A parcel of bytes, however large: as from a process that has no descriptor free for a file in memory."""
+    return pack_plain(obj)
 
 
 @pytest.mark.parametrize("said", [b"", b"half a fr"])
@@ -157,12 +156,12 @@ def test_the_first_message_may_come_in_pieces(raw: Raw):
 def test_a_driver_that_reads_slowly_gets_everything(raw: Raw):
     """Also what was not read when the supervisor was told to end."""
     raw.start(lambda x, _: bytes(x), "slow")
-    raw.submit(*[inline(300_000)] * 30)
+    raw.submit(*[inline(100_000)] * 30)
     assert select.select([raw.sock], [], [], PATIENCE_S)[0]
     first = raw.outcomes(1)
     raw.sock.sendall(wire.frame((orders.TELL,)))
     first.update(drained(raw, 30 - len(first)))
-    raw.submit(*[inline(900_000)] * 4)
+    raw.submit(*[inline(120_000)] * 12)
     more = raw.outcomes(2)
     raw.sock.sendall(wire.frame((orders.CLOSE,)))
     assert len(first) == 30

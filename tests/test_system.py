@@ -28,6 +28,18 @@ def test_a_memory_file_has_its_size_for_good():
         os.close(fd)
 
 
+@pytest.mark.parametrize("size", [0, 100, 5000, 1 << 20])
+def test_words_are_counted_in_small_and_large_data(size: int):
+    """Also at its ends; zeros do not end it."""
+    for head, tail, count in (
+        (b"", b"", 0),
+        (b"__main__", b"", 1),
+        (b"", b"__main__", 1),
+        (b"__main__\0", b"__main__", 2),
+    ):
+        assert system.count_in(head + bytes(size) + tail, b"__main__") == count
+
+
 def test_a_mapping_needs_no_descriptor_and_ends_with_its_last_user():
     """It is private, may be written to, and is unmapped when nothing points into it any more."""
 

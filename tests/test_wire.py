@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from waiting import nothing_left
 from robust_eval.processes import wire
 from robust_eval.processes.layout import STAMP_BYTES
 from robust_eval.processes.parcel import Memory, discard, open_parcel, store
+from robust_eval.processes.stream import rest_of
 from robust_eval.processes.wire import Frames, Packet, ProtocolError, Reports
 
 PLAIN = st.recursive(
@@ -94,6 +95,52 @@ def test_messages_arrive_whole_however_the_stream_is_cut(messages: list[Any], cu
         ours.close()
         assert not frames.read()
         assert list(frames.messages()) == []
+
+
+LARGE = [10, 70_000, 300_000, 5, 3_000_000, 65_536 - 16, 1]
+
+
+@pytest.mark.parametrize("cut", [50_000, 65_536, 150_000])
+def test_large_messages_arrive_whole(cut: int):
+    """Among small ones, and whatever of them comes at once."""
+    messages = [bytes([size % 251]) * size for size in LARGE]
+    with pair() as (ours, theirs):
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        frames, seen = Frames(theirs), []
+        for piece in pieces(b"".join(map(wire.frame, messages)), [cut]):
+            ours.sendall(piece)
+            with suppress(BlockingIOError):
+                while frames.read():
+                    seen += frames.messages()
+        assert seen == messages
+
+
+def test_what_comes_while_a_message_is_looked_at_stays():
+    """A reader may receive more before it takes the next message, also twice, and much of it."""
+    with pair() as (ours, theirs):
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        frames, seen = Frames(theirs), []
+        sent = [b"first", b"x" * 70_000, b"y" * 70_000, b"last"]
+        ours.sendall(b"".join(map(wire.frame, sent[:2])))
+        assert frames.read()
+        for message in frames.messages():
+            seen.append(message)
+            for another in sent[2:] if len(seen) == 1 else ():
+                ours.sendall(wire.frame(another))
+                assert frames.read()
+        while len(seen) < len(sent):
+            assert frames.read()
+            seen += frames.messages()
+        assert seen == sent
+
+
+def test_what_is_left_of_a_message_begins_where_the_kernel_stopped():
+    """Wherever that is among its pieces."""
+    content = wire.pieces_of("a message")
+    whole = b"".join(content)
+    for sent in range(len(whole)):
+        (rest,) = rest_of(content, sent)
+        assert whole[:sent] + rest == whole
 
 
 def test_what_was_not_taken_of_the_messages_stays():
@@ -275,6 +322,23 @@ def test_a_result_in_memory_carries_its_descriptor():
         assert seen[1].failure_kind is None
         discard(parcel)
         reader.close()
+
+
+@pytest.mark.parametrize("cut", [50_000, 65_536, 150_000])
+def test_large_reports_arrive_whole(cut: int):
+    """As messages do."""
+    payloads = [bytes([size % 251]) * size for size in LARGE]
+    measures = (1.0, 2.0, 3)
+    data = [wire.report_header(wire.RESULT, 0, 0, len(each), 1, measures) + each for each in payloads]
+    with pair() as (ours, theirs):
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        reader, seen = Reports(theirs, stamps()), []
+        for piece in pieces(b"".join(data), [cut]):
+            ours.sendall(piece)
+            with suppress(BlockingIOError):
+                while reader.read():
+                    seen += [report.payload for report in reader.reports()]
+        assert seen == payloads
 
 
 def test_half_a_report_at_the_end_is_no_report():

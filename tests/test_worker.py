@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +25,7 @@ from robust_eval.errors import InvalidOutput
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes import worker as worker_module
 from robust_eval.processes.bundle import Bundle
+from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.layout import (
     CHANNEL_LOST_CODE,
@@ -37,7 +39,7 @@ from robust_eval.processes.parcel import Memory, Parcel, open_parcel, pack, stor
 from robust_eval.processes.port import Port
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.wire import Report
-from robust_eval.processes.worker import high, prove, run_worker
+from robust_eval.processes.worker import Worker, high, prove, run_worker
 
 PATIENCE_S = 20.0
 
@@ -293,6 +295,22 @@ def test_a_proof_is_asked_of_what_may_run_code():
     with pytest.raises(OSError, match="does not come back"):
         prove(large)
     os.close(large.fd)
+
+
+def test_what_it_takes_to_store_a_result_is_no_call_of_the_job():
+    """Else all that is rarely changed would be looked at after every job with a large result."""
+    calls = Calls()
+    stored = Memory(-1, 1)
+
+    def store_and_be_heard(_pieces: object, _size: int) -> Memory:
+        calls.passing = True
+        return stored
+
+    for passing in (False, True):
+        calls.passing = passing
+        worker = SimpleNamespace(_calls=calls, _shelf=SimpleNamespace(store=store_and_be_heard))
+        assert Worker._store(worker, [b"x"], 1) is stored
+        assert calls.passing is passing
 
 
 def test_records_arrive_while_the_job_runs():

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from robust_eval.processes import system, wire
 from robust_eval.processes.orders import NOTICED, SETTLED, TOLD
 from robust_eval.processes.settings import Settings
+from robust_eval.processes.stream import MOST_DESCRIPTORS, rest_of
 
 _TAIL_BYTES = 1 << 15
 
@@ -28,7 +29,7 @@ class DriverLink:
         self.failed: list[tuple[Any, ...]] = []
         self.recorded: list[tuple[int, bytes]] = []
         self.fds: list[int] = []
-        self._out: deque[tuple[memoryview, list[int]]] = deque()
+        self._out: deque[tuple[list[bytes] | list[memoryview], list[int]]] = deque()
 
     @property
     def blocked(self) -> bool:
@@ -38,25 +39,25 @@ class DriverLink:
     def flush(self) -> None:
         """Send what has gathered since the last flush."""
         if self.done or self.failed or self.recorded:
-            data = wire.frame((SETTLED, self.done, self.failed, self.recorded))
-            self._out.append((memoryview(data), self.fds))
+            message = (SETTLED, self.done, self.failed, self.recorded)
+            self._out.append((wire.pieces_of(message), self.fds))
             self.done, self.failed, self.recorded, self.fds = [], [], [], []
         self.drain()
 
     def tell(self, stats: dict[str, Any]) -> None:
         """Answer the driver's question."""
-        self._out.append((memoryview(wire.frame((TOLD, stats))), []))
+        self._out.append((wire.pieces_of((TOLD, stats)), []))
 
     def notice(self, message: str, fields: dict[str, Any]) -> None:
         """Have the driver log something that went wrong here."""
-        self._out.append((memoryview(wire.frame((NOTICED, message, fields))), []))
+        self._out.append((wire.pieces_of((NOTICED, message, fields)), []))
 
     def drain(self) -> None:
         """Write as much as the channel takes."""
         while self._out:
-            data, fds = self._out[0]
+            pieces, fds = self._out[0]
             try:
-                sent = self.sock.sendmsg([data], wire.rights(fds), socket.MSG_DONTWAIT)
+                sent = self.sock.sendmsg(pieces, wire.rights(fds), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
@@ -64,15 +65,15 @@ class DriverLink:
                 return
             for fd in fds:
                 os.close(fd)
-            if sent < len(data):
-                self._out[0] = (data[sent:], [])
+            if sent < sum(map(len, pieces)):
+                self._out[0] = (rest_of(pieces, sent), [])
             else:
                 self._out.popleft()
 
     @property
     def full(self) -> bool:
         """Whether this batch holds as many descriptors as one message can carry."""
-        return len(self.fds) >= wire.MOST_DESCRIPTORS
+        return len(self.fds) >= MOST_DESCRIPTORS
 
 
 class Log:

@@ -112,7 +112,7 @@ class Outbox:
     def send(self, kind: int, parcel: bytes = b"", job_id: int = 0) -> None:
         """Say something that is no result."""
         header = wire.report_header(kind, 0, 0, len(parcel), job_id, (0.0, 0.0, 0))
-        self._write(header + parcel, [])
+        self._write([header, parcel], [])
 
     def report(
         self, status: tuple[int, int], parcel: Parcel, job_id: int, measures: tuple[float, float, int], *, held: bool
@@ -129,19 +129,18 @@ class Outbox:
         flags, failure = status
         if isinstance(parcel, Memory):
             flags |= wire.IN_MEMORY
-            self._flush_with(
-                wire.report_header(wire.RESULT, flags, failure, parcel.size, job_id, measures), [parcel.fd]
-            )
+            header = wire.report_header(wire.RESULT, flags, failure, parcel.size, job_id, measures)
+            self._flush_with([header], [parcel.fd])
             discard(parcel)
             return
-        frame = wire.report_header(wire.RESULT, flags, failure, len(parcel), job_id, measures) + parcel
-        ended_at, end = measures[1], self._held_bytes + len(frame)
+        header = wire.report_header(wire.RESULT, flags, failure, len(parcel), job_id, measures)
+        ended_at, end = measures[1], self._held_bytes + len(header) + len(parcel)
         if not self._held_bytes:
             self._held_since = ended_at
         if not held or end > HELD_BYTES or ended_at - self._held_since > _HOLD_S:
-            self._flush_with(frame, [])
+            self._flush_with([header, parcel], [])
             return
-        self._stamps[HELD_AT + self._held_bytes : HELD_AT + end] = frame
+        self._stamps[HELD_AT + self._held_bytes : HELD_AT + end] = header + parcel
         self._held_bytes = end
         self._held_count += 1
         self._numbers[_HELD_BYTES] = end
@@ -149,27 +148,26 @@ class Outbox:
     def flush(self) -> None:
         """Send the results that are held."""
         if self._held_bytes:
-            self._flush_with(b"", [])
+            self._flush_with([], [])
 
-    def _flush_with(self, frame: bytes, fds: list[int]) -> None:
-        """Send the results that are held and, behind them, this one."""
+    def _flush_with(self, result: list[bytes], fds: list[int]) -> None:
+        """Send the results that are held and, behind them, this one: its pieces, or none."""
         size = self._held_bytes
-        if size:
-            frame = self._stamps[HELD_AT : HELD_AT + size] + frame
-        self._write(frame, fds)
+        self._write([self._stamps[HELD_AT : HELD_AT + size], *result] if size else result, fds)
         self._numbers[_HELD_BYTES] = 0  # before the number of the first: what is read in between is nothing
-        self._sent_count += self._held_count + (len(frame) > size)
+        self._sent_count += self._held_count + bool(result)
         self._held_bytes = self._held_count = 0
         self._numbers[_HELD_FIRST] = self._sent_count
 
-    def _write(self, frame: bytes, fds: list[int]) -> None:
+    def _write(self, pieces: list[bytes], fds: list[int]) -> None:
         """Write into the stream, and note how much in the page: a forked child of the job may record values, too."""
+        size = sum(map(len, pieces))
         try:
             with self._sending:
-                self._numbers[_SENT] += len(frame)
-                if fds:
-                    frame = frame[self._sock.sendmsg([frame], wire.rights(fds)) :]
-                self._sock.sendall(frame)
+                self._numbers[_SENT] += size
+                sent = self._sock.sendmsg(pieces, wire.rights(fds))
+                if sent < size:  # a signal came
+                    self._sock.sendall(b"".join(pieces)[sent:])
         except OSError:
             self._give_up()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.patience import Patience, looking_at
+from robust_eval.processes.stream import BUFFER_BYTES, rest_of
 
 _SWEEP_S = 2.0
 _STEP_S = 0.005
@@ -37,6 +38,8 @@ class Overseer:
     def __init__(self, python: str, environment: dict[str, str], cookie: str) -> None:
         self.cookie = cookie
         sock, theirs = socket.socketpair()
+        for each in (sock, theirs):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         sock.settimeout(None)  # whatever the user's default is
         command = loading.command(loading.executable(python), "launch", imports_site=loading.is_measured())
         with theirs:
@@ -83,12 +86,13 @@ class Overseer:
 
         An interrupt is raised once the frame is out. That a supervisor is dead shows at the other end of `frames`.
         """
-        data = memoryview(wire.frame(message))
+        pieces = wire.pieces_of(message)
+        size = sum(map(len, pieces))
         sent: list[int] = []
         interrupt: BaseException | None = None
-        while sum(sent) < len(data):
+        while sum(sent) < size:
             try:
-                self._push(data, wire.rights(fds or []), sent)
+                self._push(pieces, wire.rights(fds or []), sent, size)
             except OSError:
                 return
             except BaseException as error:  # noqa: BLE001 - whatever a signal handler of the user raises
@@ -96,12 +100,12 @@ class Overseer:
         if interrupt is not None:
             raise interrupt
 
-    def _push(self, data: memoryview, ancillary: list[Any], sent: list[int]) -> None:
+    def _push(self, pieces: list[bytes], ancillary: list[Any], sent: list[int], size: int) -> None:
         """Send what is not sent. `extend` notes what went out before the interpreter looks for signals again."""
         if not sent:
-            sent.extend(map(self._sock.sendmsg, ([data],), (ancillary,), (system.NO_SIGPIPE,)))
-        while (position := sum(sent)) < len(data):
-            sent.extend(map(self._sock.send, (data[position:],), (system.NO_SIGPIPE,)))
+            sent.extend(map(self._sock.sendmsg, (pieces,), (ancillary,), (system.NO_SIGPIPE,)))
+        while (position := sum(sent)) < size:
+            sent.extend(map(self._sock.sendmsg, (rest_of(pieces, position),), ((),), (system.NO_SIGPIPE,)))
 
     def kill(self) -> None:
         """End it at once."""

@@ -1,8 +1,8 @@
 """Objects as opaque bytes, and back. Small ones travel inline, large ones in a memfd that changes hands.
 
-A parcel is `bytes`, or a `Memory`: a memfd and its size. The content is a pickle of protocol 5; buffers of 64 KiB
-and more (numpy arrays, for one) lie behind the pickle and are not copied into it, and the receiver's objects point
-straight into the mapped memory.
+A parcel is `bytes`, or a `Memory`: a memfd and its size. The content is a pickle of protocol 5. Buffers of 64 KiB and
+more (numpy arrays, for one) lie behind the pickle and are not copied into it, with a table of sizes before both, and
+the receiver's objects point straight into the mapped memory.
 """
 
 import collections
@@ -12,21 +12,27 @@ import io
 import os
 import pickle
 import struct
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from robust_eval.processes import system
 
-INLINE_BYTES = 1 << 20
+INLINE_BYTES = 1 << 17  # more is copied eight times on its way through the supervisor, and in memory twice
 MISSING = -1
 _OUT_OF_BAND_BYTES = 1 << 16
 _ALIGN = 64
 _MAIN = b"__main__"
-_PLAIN, _BUFFERS = b"P", b"B"
-_PLAIN_BYTE = _PLAIN[0]
+_BUFFERS = b"B"  # before the table; a pickle begins with another byte
+_PICKLE = pickle.PROTO
+_PICKLE_BYTE = _PICKLE[0]
 _loads = pickle.loads  # a job may put something else in its place
 _STACK_GLOBAL = 0x93
+_PLAIN_TYPES = frozenset({bool, bytearray, bytes, complex, float, int, str, type(None)})
+_PLAIN_CONTAINERS = frozenset({dict, frozenset, list, set, tuple})
+_NUMBERS = frozenset("biufc")
+_MOST_PARTS = 64
 _NO_FILE = "<dynamic-code>"
 _COUNT = struct.Struct("<I")
 
@@ -61,7 +67,7 @@ def pack(obj: Any, mentions: int = 0, store_large: Store | None = None) -> Parce
         data = pickle.dumps(obj, 5, buffer_callback=found.append)
         if found:  # rare, and nothing of the buffers was copied yet
             data = pickle.dumps(obj, 5, buffer_callback=functools.partial(_is_small, buffers))
-        by_value = data.count(_MAIN) > mentions
+        by_value = system.count_in(data, _MAIN) > mentions
     except Exception:  # noqa: BLE001 - user reductions raise anything; cloudpickle decides whether it can be done
         by_value = True
     if by_value:
@@ -70,7 +76,7 @@ def pack(obj: Any, mentions: int = 0, store_large: Store | None = None) -> Parce
             _by_value_pickler()(file, 5, buffer_callback=functools.partial(_is_small, buffers)).dump(obj)
             data = file.getvalue()
     if not buffers and len(data) < INLINE_BYTES:
-        return _PLAIN + data
+        return data
     return _join(data, buffers, store_large or store)
 
 
@@ -112,7 +118,7 @@ def mentions_of(parcel: Parcel) -> int:
 
 def pack_plain(obj: Any) -> bytes:
     """Pickle a small object of built-in types inline."""
-    return _PLAIN + pickle.dumps(obj, 5)
+    return pickle.dumps(obj, 5)
 
 
 def _join(data: bytes, buffers: list[memoryview], store_large: Store) -> Parcel:
@@ -187,7 +193,7 @@ def kept_open(memory: Memory) -> Landed:
 
 def open_parcel(parcel: Landed) -> memoryview:
     """The same, and the memfd is closed: the mapping keeps what it holds."""
-    if isinstance(parcel, bytes):
+    if not isinstance(parcel, Memory):
         return memoryview(parcel)
     try:
         return view(parcel)
@@ -197,9 +203,9 @@ def open_parcel(parcel: Landed) -> memoryview:
 
 def unpack(content: memoryview | bytes) -> Any:
     """The object in a parcel. Runs the code of whoever made it: never call this in the supervisor."""
+    if content[0] == _PICKLE_BYTE:
+        return _loads(content)
     content = memoryview(content)
-    if content[0] == _PLAIN_BYTE:
-        return _loads(content[1:])
     if content.readonly:  # bytes: an array that was writable where it came from is so here
         content = memoryview(bytearray(content))
     (count,) = _COUNT.unpack_from(content, 1)
@@ -213,9 +219,37 @@ def unpack(content: memoryview | bytes) -> Any:
     return _loads(parts[0], buffers=parts[1:])
 
 
-def needs_proof(parcel: bytes) -> bool:
-    """Whether unpickling may run code: anything but built-in types names a global."""
-    return parcel[:1] != _PLAIN or _STACK_GLOBAL in parcel
+def needs_proof(parcel: Parcel) -> bool:
+    """Whether unpickling may run code, as far as the parcel shows: anything but built-in types names a global."""
+    return isinstance(parcel, Memory) or parcel[:1] != _PICKLE or _STACK_GLOBAL in parcel
+
+
+def is_plain(obj: object) -> bool:
+    """Whether an object is one of a built-in type, an array of numbers, or a few of these: whatever its pickle shows.
+
+    A megabyte of bytes shows everything, and to unpickle it takes as long as to pickle it.
+    """
+    todo: list[Any] = [obj]
+    for _ in range(_MOST_PARTS):
+        if not todo:
+            return True
+        each = todo.pop()
+        kind = type(each)
+        if kind in _PLAIN_TYPES or _is_array_of_numbers(each):
+            continue
+        if kind not in _PLAIN_CONTAINERS or len(each) > _MOST_PARTS:
+            return False
+        todo += each
+        if kind is dict:
+            todo += each.values()
+    return not todo
+
+
+def _is_array_of_numbers(obj: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(obj) is not getattr(numpy, "ndarray", None):
+        return False
+    return obj.dtype.kind in _NUMBERS and obj.dtype.metadata is None
 
 
 def discard(parcel: object) -> None:

@@ -23,11 +23,13 @@ from robust_eval.processes.overseer import Overseer
 from robust_eval.processes.ownership import refuse_forked_child
 from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, store
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
+from robust_eval.processes.stream import MOST_DESCRIPTORS
 from robust_eval.processes.wire import new_named
 
 _logger = logger("pool")
 _COOKIE_BYTES = 12
 _BATCH_JOBS = 4096
+_BATCH_BYTES = 1 << 20
 _MOST_DEATHS = 3
 _CLOSE_SLACK_S = 5.0
 _ANSWER_S = 2.0
@@ -216,19 +218,21 @@ class Pool:
     def _send_jobs(self, submissions: list[Submission]) -> None:
         batch: list[tuple[Any, ...]] = []
         large: dict[int, Memory] = {}
+        size = 0
         for submission in submissions:
             parcel = submission.parcel
             if type(parcel) is bytes:
                 batch.append(submission[:])
+                size += len(parcel)
             else:
                 job_id, _, *rest = submission
                 shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
                 if isinstance(shown, Memory):
                     large[job_id] = shown
                 batch.append((job_id, wire.portable(shown, []), *rest))
-            if len(batch) == _BATCH_JOBS or len(large) == wire.MOST_DESCRIPTORS:
+            if len(batch) == _BATCH_JOBS or size > _BATCH_BYTES or len(large) == MOST_DESCRIPTORS:
                 self._send_batch(batch, large)
-                batch, large = [], {}
+                batch, large, size = [], {}, 0
         if batch:
             self._send_batch(batch, large)
 

@@ -21,10 +21,11 @@ from robust_eval.processes.layout import (
 )
 from robust_eval.processes.output import Output
 from robust_eval.processes.parcel import Memory, Parcel
+from robust_eval.processes.stream import BUFFER_BYTES
 
 _MARKER_BYTES = 16
 _STACK_PIECE_BYTES = 1 << 13
-_INBOX_BYTES = 1 << 22
+_FEW_PIECES = 8  # more take longer than to join them, and a message has no room for a thousand
 _DONT_WAIT = socket.MSG_DONTWAIT
 _MOST_CLAIMS = 1 << 12
 _ENDED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -62,8 +63,9 @@ class Port:
         self.peak_bytes = 0
         self.marker = os.urandom(_MARKER_BYTES)
         self._inbox, inbox = socket.socketpair(socket.AF_UNIX, system.INBOX_TYPE)
-        self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INBOX_BYTES)
+        self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self.outbox, outbox = socket.socketpair()
+        outbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._claims = outbox.dup()
         self._turn = 0
         self._sent: deque[int] = deque()
@@ -124,7 +126,8 @@ class Port:
     def _push(self, packets: list[bytes], fds: list[int]) -> bool:
         """Send one message. False when the inbox is full; that its end is closed, the death of the worker will tell."""
         try:
-            self._inbox.sendmsg([b"".join(packets)], wire.rights(fds), _DONT_WAIT)
+            pieces = packets if len(packets) <= _FEW_PIECES else [b"".join(packets)]
+            self._inbox.sendmsg(pieces, wire.rights(fds), _DONT_WAIT)
         except BlockingIOError:
             return False
         except OSError as error:

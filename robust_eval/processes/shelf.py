@@ -23,6 +23,7 @@ from robust_eval.processes.layout import SHELF_BYTES
 from robust_eval.processes.parcel import Memory, Parcel, Piece, store, write
 
 _MOST_FILES = 8
+_MOST_TRIES = 2
 _NAME_ONLY = getattr(os, "O_PATH", 0)
 _SET_LEASE = getattr(fcntl, "F_SETLEASE", 1024)
 
@@ -72,9 +73,12 @@ class Shelf:
         return self._keep(kept, fd, size)
 
     def _take(self) -> tuple[_Kept | None, int]:
-        """A kept file that nobody has, out of the others, and a descriptor to write it with."""
+        """A kept file that nobody has, out of the others, and a descriptor to write it with.
+
+        The first ones are asked about, which were given away before the others.
+        """
         with self._lock:
-            for kept in reversed(self._kept):
+            for kept in self._kept[:_MOST_TRIES]:
                 fd = _open_alone(kept)
                 if fd >= 0:
                     self._kept.remove(kept)

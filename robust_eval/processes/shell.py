@@ -35,7 +35,6 @@ from robust_eval.supervision.supervisor import Supervisor
 
 _ORPHANED_S = 1.5
 _LAST_WORDS_S = 5.0
-_RETRY_S = 0.005
 _HOLD_S = 0.005
 
 
@@ -81,7 +80,8 @@ class Shell:
         self._gone_by: float | None = None
         self._report_at: float | None = None
         self._reported_at = monotonic()
-        self._selector.register(driver.sock, selectors.EVENT_READ, self._on_driver)
+        self._awaited = selectors.EVENT_READ
+        self._selector.register(driver.sock, self._awaited, self._on_driver)
         self._selector.register(driver_exit_fd, selectors.EVENT_READ, self._on_driver_gone)
         self._driver_exit_fd: int | None = driver_exit_fd
         self._children_fd = system.tell_of_children()
@@ -102,9 +102,17 @@ class Shell:
                 key.data()
             if self._driver.blocked:
                 self._driver.drain()
+            self._await_reader()
         self._crew.close()
         tree.signal_all(tree.with_cookie(self._cookie), signal.SIGKILL)
         self._say_the_last()
+
+    def _await_reader(self) -> None:
+        """Be woken when the driver has read, where something waits for that."""
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._driver.blocked else 0)
+        if wanted != self._awaited and self._gone_by is None:
+            self._selector.modify(self._driver.sock, wanted, self._on_driver)
+            self._awaited = wanted
 
     def _say_the_last(self) -> None:
         """Give a driver that reads slowly the time to read the last outcomes, within a bound."""
@@ -152,9 +160,8 @@ class Shell:
 
     def _wait_s(self, due_at: float | None) -> float | None:
         """How long until this instant, if it is one, and until what asks to be looked at again."""
-        retry_s = _RETRY_S if self._driver.blocked else None
         due_s = None if due_at is None else max(0.0, due_at - monotonic())
-        return earliest(due_s, self._crew.wait_s(), retry_s)
+        return earliest(due_s, self._crew.wait_s())
 
     def _running(self, worker_id: int) -> int | None:
         worker = self._core.roster.workers.get(worker_id)

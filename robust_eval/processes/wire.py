@@ -30,14 +30,11 @@ from robust_eval.processes.layout import (
     HELD_FIRST_AT,
     NUMBER,
 )
-from robust_eval.processes.parcel import MISSING, Memory, Parcel
+from robust_eval.processes.parcel import INLINE_BYTES, MISSING, Landed, Memory, Parcel
+from robust_eval.processes.stream import Content, Stream, copy_of
 
 MARSHAL_VERSION = 4
-MOST_DESCRIPTORS = 200
 _FRAME = struct.Struct("<Q")
-# From 128 KiB on, malloc maps and unmaps a buffer for each read, at ten times the cost of the read.
-_READ_BYTES = 1 << 16
-_ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
 _ONE_FD_BYTES = socket.CMSG_SPACE(4)
 _TRUNCATED = int(socket.MSG_CTRUNC)  # `&` with an enum takes longer than the read
 
@@ -71,41 +68,40 @@ class Frames:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._buffer = bytearray()
+        self._stream = Stream(sock)
         self.fds: deque[int | None] = deque()
 
     def read(self) -> bool:
         """Receive once. False at end-of-file. BlockingIOError passes through."""
-        data, ancillary, flags, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
+        size, ancillary, flags = self._stream.receive()
         if ancillary:
             self.fds.extend(descriptors(ancillary))
         if flags & _TRUNCATED:
             self.fds.append(None)
-        self._buffer += data
-        return bool(data)
+        return size > 0
 
     def messages(self) -> Generator[Any, None, None]:
         """The whole messages received so far."""
-        buffer, position = self._buffer, 0
+        stream, position, lacking = self._stream, 0, 0
         try:
-            while len(buffer) - position >= _FRAME.size:
-                (size,) = _FRAME.unpack_from(buffer, position)
-                start = position + _FRAME.size
-                if len(buffer) - start < size:
+            while len(stream.content) - position >= _FRAME.size:
+                (size,) = _FRAME.unpack_from(stream.content, position)
+                end = position + _FRAME.size + size
+                lacking = max(0, end - len(stream.content))
+                if lacking:
                     break
                 try:
-                    with memoryview(buffer) as view:
-                        message = marshal.loads(view[start : start + size])
+                    with memoryview(stream.content) as view:
+                        message = marshal.loads(view[position + _FRAME.size : end])
                 except (EOFError, TypeError, ValueError) as error:
-                    msg = f"{bytes(buffer[position : position + 16])!r} stands where a message was due"
+                    msg = f"{bytes(stream.content[position : position + 16])!r} stands where a message was due"
                     raise ProtocolError(msg) from error
-                position = start + size
+                position = end
                 yield message
                 if self.fds and self.fds[0] is None:
                     self.fds.popleft()
         finally:
-            del buffer[:position]
+            stream.use(position, lacking)
 
     def close(self) -> None:
         """Close the descriptors that belong to a message whose end never came."""
@@ -117,8 +113,13 @@ class Frames:
 
 def frame(message: Any) -> bytes:
     """One message for a `Frames` at the other end."""
+    return b"".join(pieces_of(message))
+
+
+def pieces_of(message: Any) -> list[bytes]:
+    """The same in pieces: a large message need not be copied for the sake of its head."""
     body = marshal.dumps(message, MARSHAL_VERSION)
-    return _FRAME.pack(len(body)) + body
+    return [_FRAME.pack(len(body)), body]
 
 
 def portable(parcel: Parcel, fds: list[int]) -> bytes | int:
@@ -146,7 +147,7 @@ def unportable(value: bytes | int, fds: deque[int | None]) -> Parcel:
 
 _PACKET = struct.Struct("<BBHIQ")
 PACKET_HEADER_BYTES = _PACKET.size
-PACKET_BYTES = 1 << 17
+PACKET_BYTES = INLINE_BYTES
 MESSAGE_BYTES = 1 << 15
 ASSIGN, JOB, JOB_IN_MEMORY = 1, 2, 3
 CLAIMS = tuple(bytes([value]) for value in range(0xC0, 0x100))  # one for each turn, see `Port.take_back`
@@ -159,7 +160,7 @@ class Packet(NamedTuple):
     attempt: int
     turn: int
     job_id: int
-    payload: Parcel
+    payload: Landed
 
 
 def packet_header(kind: int, attempt: int, turn: int, size: int, job_id: int) -> bytes:
@@ -174,10 +175,10 @@ class Inbox:
         self._sock = sock
         # Mapped: of a buffer on the heap each new worker would pay for every page.
         self._buffer = mmap(-1, PACKET_BYTES + PACKET_HEADER_BYTES, MAP_PRIVATE | MAP_ANONYMOUS)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(self._buffer).toreadonly()
 
     def read(self, flags: int = 0) -> list[Packet]:
-        """Receive one message. Empty at end-of-file. BlockingIOError passes through."""
+        """Receive one message; its payloads are good until the next. Empty at end-of-file. BlockingIOError passes."""
         size, ancillary, _, _ = self._sock.recvmsg_into([self._buffer], _ONE_FD_BYTES, flags)
         packets, position = [], 0
         while position < size:
@@ -186,7 +187,7 @@ class Inbox:
             if kind == JOB_IN_MEMORY:
                 memory = Memory(descriptors(ancillary)[0], length)
                 return [Packet(JOB, attempt, turn, job_id, memory)]
-            payload = bytes(self._view[position : position + length])
+            payload = self._view[position : position + length]
             packets.append(new_named(Packet, (kind, attempt, turn, job_id, payload)))
             position += length
         return packets
@@ -290,10 +291,10 @@ class Reports:
 
     def __init__(self, sock: socket.socket, stamps: mmap) -> None:
         self._sock = sock
+        self._stream = Stream(sock)
         self._stamps = stamps
         stamps[CANARY_AT : CANARY_AT + len(CANARY)] = CANARY
         self._heard_bytes = 0
-        self._buffer = bytearray()
         self._fds: deque[int] = deque()
         self._sent_count = 0
         self._taken_count = 0
@@ -303,15 +304,14 @@ class Reports:
         stamps = self._stamps
         stamps[HEARING_AT] = 1
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
-            self._heard_bytes += len(data)
+            size, ancillary, _ = self._stream.receive(socket.MSG_DONTWAIT)
+            self._heard_bytes += size
             NUMBER.pack_into(stamps, HEARD_AT, self._heard_bytes)
         finally:
             stamps[HEARING_AT] = 0
         if ancillary:
             self._fds.extend(descriptors(ancillary))
-        self._buffer += data
-        return bool(data)
+        return size > 0
 
     def reports(self) -> Generator[Report, None, None]:
         """The whole reports received so far.
@@ -319,11 +319,12 @@ class Reports:
         Raises:
             ProtocolError: something in between is not a report.
         """
-        buffer, position = self._buffer, 0
+        stream, position, lacking = self._stream, 0, 0
         try:
-            while len(buffer) - position >= HEADER_BYTES:
-                report, end = self._parse(buffer, position)
+            while len(stream.content) - position >= HEADER_BYTES:
+                report, end = self._parse(stream.content, position)
                 if report is None:
+                    lacking = end - len(stream.content)
                     break
                 position = end
                 if report.kind == RESULT:
@@ -333,7 +334,7 @@ class Reports:
                     self._taken_count = self._sent_count
                 yield report
         finally:
-            del buffer[:position]
+            stream.use(position, lacking)
 
     @property
     def are_overwritten(self) -> bool:
@@ -355,7 +356,7 @@ class Reports:
         (size,) = NUMBER.unpack_from(stamps, HELD_BYTES_AT)
         if not size or self.are_overwritten:
             return []
-        content = bytearray(stamps[HELD_AT : HELD_AT + min(size, HELD_BYTES)])
+        content = stamps[HELD_AT : HELD_AT + min(size, HELD_BYTES)]
         if NUMBER.unpack_from(stamps, HELD_FIRST_AT)[0] != first or first > self._taken_count:
             return None
         reports, position = [], 0
@@ -369,7 +370,7 @@ class Reports:
         self._taken_count = max(self._taken_count, first + len(reports))
         return new
 
-    def _parse(self, buffer: bytearray, position: int) -> tuple[Report | None, int]:
+    def _parse(self, buffer: Content, position: int) -> tuple[Report | None, int]:
         """The report that begins here and where it ends; None where it is not whole."""
         if len(buffer) - position < HEADER_BYTES:
             return None, len(buffer)
@@ -385,10 +386,10 @@ class Reports:
         if not in_memory and size > _MOST_BYTES:
             msg = f"the worker announced {size} bytes; more than {_MOST_BYTES} travel in shared memory only"
             raise ProtocolError(msg)
-        if not in_memory and len(buffer) - start < size:
-            return None, len(buffer)
-        payload = Memory(self._fds.popleft(), size) if in_memory else bytes(buffer[start : start + size])
         end = start if in_memory else start + size
+        if len(buffer) < end:
+            return None, end
+        payload = Memory(self._fds.popleft(), size) if in_memory else copy_of(buffer, start, end)
         return new_named(Report, (kind, flags, job_id, begun_at, ended_at, peak, payload)), end
 
     def close(self) -> None:
