@@ -11,6 +11,7 @@ import atexit
 import itertools
 import math
 import os
+import resource
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -38,6 +39,7 @@ _TURN_S = 0.015  # three times what a thread waits for its turn while another on
 _MOST_AHEAD = 2048  # calls a worker
 _PORTION = 256
 _JOIN_S = 5.0
+_OPEN_SHARE = 4
 
 
 class Budget(NamedTuple):
@@ -77,6 +79,8 @@ class Calls:
         self._lock = threading.Lock()
         self._snapshots = Snapshots()
         self._shelf = Shelf()
+        # So many calls that wait keep their memory files open: without its descriptor a parcel is written once more.
+        self._most_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OPEN_SHARE
         self._numbers = itertools.count()
         self._queue: deque[tuple[Future[Any], Submission]] = deque()
         self._running: dict[int, Future[Any]] = {}
@@ -121,7 +125,7 @@ class Calls:
                 # While every worker has a call, others gather here until one is over, or until they are many: a message
                 # for each would cost the submitting thread five times as much.
                 at_once = not self._queue and len(self._running) < self._num_workers
-                shown = parcel if at_once else landed(parcel)
+                shown = parcel if len(self._queue) < self._most_open else landed(parcel)
                 self._queue.append((future, Submission(next(self._numbers), shown, *budget)))
                 if at_once or len(self._queue) == _PORTION:
                     self._feed()

@@ -10,14 +10,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from robust_eval.job import ATOMS
-from robust_eval.processes.parcel import Memory, Parcel, unpack, view
+from robust_eval.processes.parcel import INLINE_BYTES, Memory, Parcel, unpack, view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from robust_eval.job import Job
-
-_LARGE_BYTES = 1 << 20
 
 
 def lendable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def lendable(config: Mapping[str, Any]) -> dict[str, Any]:
 def _is_plain(array: Any) -> bool:
     """Whether it is pickled as it lies in memory."""
     contiguous = array.flags.c_contiguous or array.flags.f_contiguous
-    return bool(contiguous and array.nbytes >= _LARGE_BYTES and array.dtype.kind in "biufc")
+    return bool(contiguous and array.nbytes >= INLINE_BYTES and array.dtype.kind in "biufc")
 
 
 def lend(job: Job, arrays: dict[str, Any]) -> Job:
