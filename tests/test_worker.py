@@ -35,7 +35,7 @@ from robust_eval.processes.layout import (
     READING_AT,
     STOP_SIGNAL,
 )
-from robust_eval.processes.parcel import Memory, Parcel, open_parcel, pack, store, unpack
+from robust_eval.processes.parcel import MISSING, Memory, Parcel, open_parcel, pack, store, unpack
 from robust_eval.processes.port import Port
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.wire import Report
@@ -295,6 +295,16 @@ def test_a_proof_is_asked_of_what_may_run_code():
     with pytest.raises(OSError, match="does not come back"):
         prove(large)
     os.close(large.fd)
+
+
+def test_a_configuration_whose_descriptor_was_lost_fails_its_job_alone():
+    """No descriptor was free for it on its way; the job says so, and the next one is run."""
+    with supervised(lambda x, _: x) as worker:
+        assert not worker.port.send(1, 5, Memory(MISSING, 1 << 20))
+        kind, fields = worker.result()
+        assert kind == "unpicklable"
+        assert "no descriptor was free" in fields["message"]
+        assert worker.run("next") == (None, "next")
 
 
 def test_what_it_takes_to_store_a_result_is_no_call_of_the_job():

@@ -18,9 +18,10 @@ from robust_eval.processes.blame import describe_error
 from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.evaluation import Evaluation
 from robust_eval.processes.loading import sources
-from robust_eval.processes.parcel import Parcel, pack
+from robust_eval.processes.parcel import Memory, Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
+from robust_eval.processes.stream import MOST_DESCRIPTORS
 
 if TYPE_CHECKING:
     import os
@@ -208,8 +209,9 @@ class ProcessPoolEvaluator(Evaluator):
     def _begin(self, jobs: list[Job], **options: Any) -> None:
         limits = [self._limits_of(job, options) for job in jobs] if options else None
         default = (self._job_timeout, self._memory_limit)
-        submissions = []
+        submissions: list[Submission] = []
         expected: dict[int, str] = {}
+        files = 0
         for index, job in enumerate(jobs):
             number, self._next_number = self._next_number, self._next_number + 1
             timeout_s, memory_limit = default if limits is None else limits[index]
@@ -228,6 +230,13 @@ class ProcessPoolEvaluator(Evaluator):
                 expected[number] = job.id
                 log = None if self._log_dir is None else str(self._log_dir / f"{job.id}.log")
                 submissions.append(Submission(number, parcel, timeout_s, memory_limit, 0, log))
+                files += isinstance(parcel, Memory)
+                if files == MOST_DESCRIPTORS:  # else a thousand large jobs would take every descriptor there is
+                    self._hand_over(submissions, expected)
+                    submissions, expected, files = [], {}, 0
+        self._hand_over(submissions, expected)
+
+    def _hand_over(self, submissions: list[Submission], expected: dict[int, str]) -> None:
         if self._keeper is not None:
             self._keeper.expect(expected)
         if submissions:

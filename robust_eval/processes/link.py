@@ -1,6 +1,7 @@
 """The supervisor's two other channels: the driver, who sends jobs and gets outcomes, and the template, who forks."""
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -13,10 +14,12 @@ from typing import Any, Protocol
 
 from robust_eval.processes import system, wire
 from robust_eval.processes.orders import NOTICED, SETTLED, TOLD
+from robust_eval.processes.parcel import Memory, Parcel, read_out
 from robust_eval.processes.settings import Settings
-from robust_eval.processes.stream import MOST_DESCRIPTORS, rest_of
+from robust_eval.processes.stream import MOST_DESCRIPTORS, UnderWay, rest_of
 
 _TAIL_BYTES = 1 << 15
+_LATER = (errno.EAGAIN, errno.ETOOMANYREFS)
 
 
 class DriverLink:
@@ -25,6 +28,7 @@ class DriverLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.frames = wire.Frames(sock)
+        self.under_way = UnderWay(sock, MOST_DESCRIPTORS)
         self.done: list[tuple[Any, ...]] = []
         self.failed: list[tuple[Any, ...]] = []
         self.recorded: list[tuple[int, bytes]] = []
@@ -41,6 +45,7 @@ class DriverLink:
         if self.done or self.failed or self.recorded:
             message = (SETTLED, self.done, self.failed, self.recorded)
             self._out.append((wire.pieces_of(message), self.fds))
+            self.under_way.add(len(self.fds))
             self.done, self.failed, self.recorded, self.fds = [], [], [], []
         self.drain()
 
@@ -58,10 +63,9 @@ class DriverLink:
             pieces, fds = self._out[0]
             try:
                 sent = self.sock.sendmsg(pieces, wire.rights(fds), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._out.clear()
+            except OSError as error:
+                if error.errno not in _LATER:
+                    self._out.clear()
                 return
             for fd in fds:
                 os.close(fd)
@@ -72,8 +76,14 @@ class DriverLink:
 
     @property
     def full(self) -> bool:
-        """Whether this batch holds as many descriptors as one message can carry."""
-        return len(self.fds) >= MOST_DESCRIPTORS
+        """Whether the next outcome, which may have two parcels, belongs into another message."""
+        return len(self.fds) + 1 >= self.under_way.most
+
+    def portable(self, parcel: Parcel) -> bytes | int:
+        """A parcel as it stands in the next message: in its file, unless the driver reads none and it is small."""
+        if isinstance(parcel, Memory) and not self.under_way.has_room(len(self.fds)):
+            parcel = read_out(parcel)
+        return wire.portable(parcel, self.fds)
 
 
 class Log:

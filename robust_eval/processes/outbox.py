@@ -4,12 +4,14 @@ Results of short jobs are held for a moment, so that one message carries many. W
 the supervisor, which finds it there whatever becomes of this process: see `wire.Reports`.
 """
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
 from fcntl import ioctl
 from mmap import mmap
 from termios import FIONREAD
+from time import monotonic, sleep
 from typing import NoReturn
 
 from robust_eval.processes import wire
@@ -28,6 +30,7 @@ from robust_eval.processes.layout import (
 from robust_eval.processes.parcel import Memory, Parcel, discard
 
 _HOLD_S = 0.002
+_CROWDED_S, _MOMENT_S = 5.0, 0.001
 _MOST_LOOKS = 1000  # at an instant in which the supervisor does not just read
 # Where in the page of numbers
 _SENT, _HELD_FIRST, _HELD_BYTES = SENT_AT // 8, HELD_FIRST_AT // 8, HELD_BYTES_AT // 8
@@ -165,11 +168,22 @@ class Outbox:
         try:
             with self._sending:
                 self._numbers[_SENT] += size
-                sent = self._sock.sendmsg(pieces, wire.rights(fds))
+                sent = self._send_first(pieces, fds)
                 if sent < size:  # a signal came
                     self._sock.sendall(b"".join(pieces)[sent:])
         except OSError:
             self._give_up()
+
+    def _send_first(self, pieces: list[bytes], fds: list[int]) -> int:
+        """Send what goes at once. Where a user has too many descriptors under way, others are received in a moment."""
+        ends_at = monotonic() + _CROWDED_S
+        while True:
+            try:
+                return self._sock.sendmsg(pieces, wire.rights(fds))
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS or monotonic() > ends_at:
+                    raise
+                sleep(_MOMENT_S)
 
     def is_written_by_others(self) -> bool:
         """Whether there is more in the stream than was sent, or it is closed, or the page is not what it was.

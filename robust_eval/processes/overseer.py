@@ -4,6 +4,8 @@ A message leaves whole, whatever signals the driver gets meanwhile, and with a d
 carries its pool's cookie. What is said is the pool's affair.
 """
 
+import errno
+import resource
 import signal
 import socket
 import subprocess
@@ -13,10 +15,11 @@ from typing import Any
 
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.patience import Patience, looking_at
-from robust_eval.processes.stream import BUFFER_BYTES, rest_of
+from robust_eval.processes.stream import BUFFER_BYTES, UnderWay, rest_of
 
 _SWEEP_S = 2.0
 _STEP_S = 0.005
+_ROOM_S, _MOMENT_S = 0.05, 0.0005
 
 
 class Overseer:
@@ -56,6 +59,7 @@ class Overseer:
                 raise
         self._sock = sock
         self.frames = wire.Frames(sock)
+        self._under_way = UnderWay(sock, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._patience = Patience(looking_at(sock))
         if system.LINUX:  # nobody else would notice: a supervisor that is stopped keeps every channel open
             args = (self._process.pid,)
@@ -81,6 +85,20 @@ class Overseer:
         """Wait until it says something or ends: where it did so every few moments, for a moment awake."""
         self._patience.select(None)
 
+    @property
+    def most_descriptors(self) -> int:
+        """How many may go with one message."""
+        return self._under_way.most
+
+    def takes(self, waiting: int) -> bool:
+        """Whether one more descriptor may go with those that wait to be sent, if need be in a moment."""
+        ends_at = time.monotonic() + _ROOM_S
+        while not self._under_way.has_room(waiting):
+            if waiting >= self._under_way.most or time.monotonic() > ends_at:
+                return False
+            time.sleep(_MOMENT_S)  # bounded by the line above: a supervisor reads within a moment
+        return True
+
     def send(self, message: object, fds: list[int] | None = None) -> None:
         """Send one message, whole: half a frame, left by a Ctrl-C, would be the end of the channel.
 
@@ -90,11 +108,17 @@ class Overseer:
         size = sum(map(len, pieces))
         sent: list[int] = []
         interrupt: BaseException | None = None
+        crowded = False
+        self._under_way.add(len(fds or []))
         while sum(sent) < size:
             try:
+                if crowded:
+                    time.sleep(_STEP_S)  # others have as many descriptors under way as the kernel allows
                 self._push(pieces, wire.rights(fds or []), sent, size)
-            except OSError:
-                return
+            except OSError as error:
+                crowded = error.errno == errno.ETOOMANYREFS
+                if not crowded:
+                    return
             except BaseException as error:  # noqa: BLE001 - whatever a signal handler of the user raises
                 interrupt = error
         if interrupt is not None:

@@ -6,6 +6,7 @@ the receiver's objects point straight into the mapped memory.
 """
 
 import collections
+import contextlib
 import errno
 import functools
 import io
@@ -22,6 +23,7 @@ from robust_eval.processes import system
 INLINE_BYTES = 1 << 17  # more is copied eight times on its way through the supervisor, and in memory twice
 MISSING = -1
 _OUT_OF_BAND_BYTES = 1 << 16
+_READ_OUT_BYTES = 1 << 20
 _ALIGN = 64
 _MAIN = b"__main__"
 _BUFFERS = b"B"  # before the table; a pickle begins with another byte
@@ -250,6 +252,17 @@ def _is_array_of_numbers(obj: Any) -> bool:
     if numpy is None or type(obj) is not getattr(numpy, "ndarray", None):
         return False
     return obj.dtype.kind in _NUMBERS and obj.dtype.metadata is None
+
+
+def read_out(memory: Memory) -> Parcel:
+    """The content as bytes, and no descriptor; as it is where that is missing, or copying it would take long."""
+    if memory.size > _READ_OUT_BYTES:
+        return memory
+    with contextlib.suppress(OSError, ValueError):
+        content = bytes(view(memory))
+        discard(memory)
+        return content
+    return memory
 
 
 def discard(parcel: object) -> None:

@@ -21,9 +21,8 @@ from robust_eval.processes import begun, loading, orders, wire
 from robust_eval.processes.layout import COOKIE
 from robust_eval.processes.overseer import Overseer
 from robust_eval.processes.ownership import refuse_forked_child
-from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, store
+from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, read_out, store
 from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
-from robust_eval.processes.stream import MOST_DESCRIPTORS
 from robust_eval.processes.wire import new_named
 
 _logger = logger("pool")
@@ -225,16 +224,27 @@ class Pool:
                 batch.append(submission[:])
                 size += len(parcel)
             else:
-                job_id, _, *rest = submission
-                shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
+                shown = self._shown(submission, len(large))
                 if isinstance(shown, Memory):
-                    large[job_id] = shown
-                batch.append((job_id, wire.portable(shown, []), *rest))
-            if len(batch) == _BATCH_JOBS or size > _BATCH_BYTES or len(large) == MOST_DESCRIPTORS:
+                    large[submission.job_id] = shown
+                else:
+                    size += len(shown)
+                batch.append((submission.job_id, wire.portable(shown, []), *submission[2:]))
+            if len(batch) == _BATCH_JOBS or size > _BATCH_BYTES or len(large) >= self._overseer.most_descriptors:
                 self._send_batch(batch, large)
                 batch, large, size = [], {}, 0
         if batch:
             self._send_batch(batch, large)
+
+    def _shown(self, submission: Submission, waiting: int) -> Parcel:
+        """A large payload as it travels: in its file, unless too many descriptors are under way and it is small."""
+        parcel = submission.parcel
+        shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
+        if isinstance(shown, Memory) and not self._overseer.takes(waiting):
+            shown = read_out(shown)
+            if parcel is not shown and isinstance(parcel, Memory):  # which is closed
+                self._pending.add([submission._replace(parcel=shown)])
+        return shown
 
     def _send_batch(self, batch: list[tuple[Any, ...]], large: dict[int, Memory]) -> None:
         """Send one message; large payloads are kept here without their descriptors.

@@ -20,7 +20,7 @@ from robust_eval.processes.layout import (
     STOP_AT,
 )
 from robust_eval.processes.output import Output
-from robust_eval.processes.parcel import Memory, Parcel
+from robust_eval.processes.parcel import MISSING, Memory, Parcel
 from robust_eval.processes.stream import BUFFER_BYTES
 
 _MARKER_BYTES = 16
@@ -98,7 +98,7 @@ class Port:
         if isinstance(parcel, Memory):
             refused = self.flush()
             header = wire.packet_header(wire.JOB_IN_MEMORY, attempt, self._turn, parcel.size, job_id)
-            return refused + self._offer([header], [job_id], [parcel.fd])
+            return refused + self._offer([header], [job_id], [] if parcel.fd == MISSING else [parcel.fd])
         refused = self.flush() if self._next_bytes + len(parcel) > wire.MESSAGE_BYTES else []
         self._next += (wire.packet_header(wire.JOB, attempt, self._turn, len(parcel), job_id), parcel)
         self._next_ids.append(job_id)
@@ -131,6 +131,8 @@ class Port:
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # the worker finds none, and says so
+                return self._push(packets, [])
             if error.errno not in _ENDED:
                 raise
         return True

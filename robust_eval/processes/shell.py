@@ -7,6 +7,7 @@ done in `_perform`, and a turn ends with one batch of outcomes for the driver.
 
 import contextlib
 import os
+import resource
 import select
 import selectors
 import signal
@@ -22,7 +23,7 @@ from robust_eval.processes.health import Health
 from robust_eval.processes.layout import LEDGER_BYTES, LEDGER_OVER
 from robust_eval.processes.link import DriverLink, TemplateLink
 from robust_eval.processes.nursery import Nursery
-from robust_eval.processes.parcel import Parcel, discard, store
+from robust_eval.processes.parcel import MISSING, Memory, Parcel, discard, read_out, store
 from robust_eval.processes.patience import Patience
 from robust_eval.processes.port import Finished
 from robust_eval.processes.settings import Settings
@@ -36,6 +37,7 @@ from robust_eval.supervision.supervisor import Supervisor
 _ORPHANED_S = 1.5
 _LAST_WORDS_S = 5.0
 _HOLD_S = 0.005
+_FILES_SHARE = 4
 
 
 class _Entry(NamedTuple):
@@ -71,6 +73,8 @@ class Shell:
         self._ledger = mmap(settings.ledger_fd, LEDGER_BYTES)
         self._cookie = config["cookie"]
         self._jobs: dict[int, _Entry] = {}
+        self._in_files: set[int] = set()
+        self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _FILES_SHARE
         self._crew = Crew(Nursery(settings, template), settings, self._selector, self._memory_limit_of, self._on_record)
         retry_on = frozenset(config["policy"].pop("retry_on"))
         self._core = Supervisor(Policy(**config["policy"], retry_on=retry_on), monotonic())
@@ -209,10 +213,19 @@ class Shell:
         fds = self._driver.frames.fds
         specs = []
         for job_id, payload, timeout_s, memory_limit, attempts, log in message[1]:
-            parcel = payload if type(payload) is bytes else wire.unportable(payload, fds)
+            parcel = payload if type(payload) is bytes else self._kept(job_id, wire.unportable(payload, fds))
             self._jobs[job_id] = new_named(_Entry, (parcel, memory_limit, log))
             specs.append(new_named(ev.JobSpec, (job_id, timeout_s, attempts)))
         self._events.append(ev.JobsSubmitted(specs))
+
+    def _kept(self, job_id: int, parcel: Parcel) -> Parcel:
+        """A payload that came in memory: it stays in its file while there are descriptors enough for all else."""
+        if not isinstance(parcel, Memory):
+            return parcel
+        if len(self._in_files) >= self._most_files:
+            return read_out(parcel)
+        self._in_files.add(job_id)
+        return parcel
 
     def _on_cancel(self, message: tuple[Any, ...]) -> None:
         self._events.append(ev.JobsCancelled(message[1]))
@@ -243,7 +256,8 @@ class Shell:
         entry = self._jobs[action.job_id]
         parcel = entry.parcel
         if isinstance(parcel, bytes) and len(parcel) > wire.PACKET_BYTES:
-            parcel = store([parcel], len(parcel))
+            stored = store([parcel], len(parcel))
+            parcel = stored if isinstance(stored, Memory) else Memory(MISSING, len(parcel))
             self._jobs[action.job_id] = entry._replace(parcel=parcel)
         if entry.log is not None:
             self._crew.log_to(action.worker_id, entry.log)
@@ -258,6 +272,7 @@ class Shell:
         outcome = action.outcome
         self._health.settled(outcome)
         entry = self._jobs.pop(action.job_id)
+        self._in_files.discard(action.job_id)
         discard(entry.parcel)
         if self._gone_by is not None:
             _discard_all(outcome)
@@ -268,14 +283,14 @@ class Shell:
         payload = outcome.payload
         slot = self._health.slot(action.worker_id)
         if outcome.kind is None and isinstance(payload, Finished):
-            shown = wire.portable(payload.parcel, driver.fds)
+            shown = driver.portable(payload.parcel)
             run = (outcome.begun_at, outcome.ended_at, outcome.attempts, payload.peak_bytes)
             driver.done.append((action.job_id, shown, *run, slot, entry.memory_limit))
             return
         unkilled = self._crew.alive(action.worker_id) if outcome.unkilled and action.worker_id is not None else []
         info, blamed, late = describe(outcome, entry.memory_limit, unkilled)
         info["slot"] = slot
-        driver.failed.append((action.job_id, info, wire.portable(blamed, driver.fds), wire.portable(late, driver.fds)))
+        driver.failed.append((action.job_id, info, driver.portable(blamed), driver.portable(late)))
 
     def _finish(self, _action: act.Finish) -> None:
         self._finished = True

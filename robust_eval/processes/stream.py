@@ -7,12 +7,15 @@ maps and unmaps every buffer of 128 KiB and more that is cut to the size of what
 
 import socket
 from collections.abc import Sequence
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import TypeAlias
 
-MOST_DESCRIPTORS = 200  # of one message
+MOST_DESCRIPTORS = 64  # of one message
 BUFFER_BYTES = 1 << 22  # what may lie in a channel; the kernel gives less where net.core.wmem_max is lower
 _READ_BYTES = 1 << 16
 _LARGE_READ_BYTES = 1 << 20
+_SHARE = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
 
 Content: TypeAlias = bytes | bytearray | memoryview
@@ -83,3 +86,41 @@ def copy_of(content: Content, start: int, end: int) -> bytes:
 def rest_of(pieces: Sequence[bytes | memoryview], sent: int) -> list[memoryview]:
     """What is left of a message to be sent, of which so many bytes are."""
     return [memoryview(b"".join(pieces))[sent:]]
+
+
+class UnderWay:
+    """The descriptors that went into a channel and may not have been received yet.
+
+    The kernel lets the processes of a user have only so many on their way, in all their channels, as the sender may
+    open files (unix(7), ETOOMANYREFS), and a receiver that has too few free loses some. So few are at once.
+
+    Args:
+        sock: the channel.
+        limit: how many files the poorer of the two may open.
+
+    Attributes:
+        most: how many may be under way.
+    """
+
+    def __init__(self, sock: socket.socket, limit: int) -> None:
+        self.most = max(2, min(MOST_DESCRIPTORS, limit // _SHARE))
+        self._sock = sock
+        self._count = 0
+        self._unread = bytearray(4)
+
+    def has_room(self, waiting: int) -> bool:
+        """Whether one more may go with those that wait to be sent."""
+        if self._count + waiting >= self.most and self._all_is_read():
+            self._count = 0
+        return self._count + waiting < self.most
+
+    def add(self, count: int) -> None:
+        """So many go now."""
+        self._count += count
+
+    def _all_is_read(self) -> bool:
+        try:
+            ioctl(self._sock, TIOCOUTQ, self._unread)
+        except (OSError, ValueError):  # it is closed
+            return False
+        return not any(self._unread)

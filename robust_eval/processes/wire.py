@@ -185,7 +185,7 @@ class Inbox:
             kind, attempt, turn, length, job_id = _PACKET.unpack_from(self._buffer, position)
             position += PACKET_HEADER_BYTES
             if kind == JOB_IN_MEMORY:
-                memory = Memory(descriptors(ancillary)[0], length)
+                memory = Memory(next(iter(descriptors(ancillary)), MISSING), length)
                 return [Packet(JOB, attempt, turn, job_id, memory)]
             payload = self._view[position : position + length]
             packets.append(new_named(Packet, (kind, attempt, turn, job_id, payload)))
