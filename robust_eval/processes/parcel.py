@@ -31,7 +31,8 @@ _PICKLE = pickle.PROTO
 _PICKLE_BYTE = _PICKLE[0]
 _loads = pickle.loads  # a job may put something else in its place
 _STACK_GLOBAL = 0x93
-_PLAIN_TYPES = frozenset({bool, bytearray, bytes, complex, float, int, str, type(None)})
+_NUMBER_TYPES = frozenset({bool, float, int, type(None)})
+_PLAIN_TYPES = _NUMBER_TYPES | {bytearray, bytes, complex, str}
 _PLAIN_CONTAINERS = frozenset({dict, frozenset, list, set, tuple})
 _NUMBERS = frozenset("biufc")
 _MOST_PARTS = 64
@@ -63,6 +64,8 @@ def pack(obj: Any, mentions: int = 0, store_large: Store | None = None) -> Parce
     Raises:
         Exception: whatever the object's own reduction raises; `pickle.PicklingError` and `TypeError` are usual.
     """
+    if type(obj) in _NUMBER_TYPES and len(data := pickle.dumps(obj, 5)) < INLINE_BYTES:
+        return data  # as most results are, and in a third of the time
     found: list[pickle.PickleBuffer] = []
     buffers: list[memoryview] = []
     try:

@@ -231,7 +231,8 @@ class Worker:
         begun_at = monotonic()
         self._instants[_BEGUN] = begun_at
         self._numbers[0] = job_id + 1
-        self._ledger[job_id % LEDGER_BYTES] = min(packet.attempt, LEDGER_OVER - 1)
+        attempt = packet.attempt
+        self._ledger[job_id % LEDGER_BYTES] = attempt if attempt < LEDGER_OVER else LEDGER_OVER - 1
         if self._begun_log >= 0:
             note_begun(self._begun_log, job_id)
         # In a context of its own: `decimal` and numpy keep there how they calculate.
