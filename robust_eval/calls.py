@@ -8,6 +8,7 @@ lost: a pool of calls is never broken.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import math
 import os
@@ -25,7 +26,7 @@ from robust_eval.failure import Failure
 from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.calling import Calling, Snapshot, Snapshots
 from robust_eval.processes.loading import sources
-from robust_eval.processes.parcel import discard, landed, pack, unpack, view
+from robust_eval.processes.parcel import discard, landed, needs_proof, pack, unpack, view
 from robust_eval.processes.pending import Done, Failed, Settled, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
 from robust_eval.processes.shelf import Shelf
@@ -47,6 +48,27 @@ class Budget(NamedTuple):
 
     timeout_s: float | None = None
     memory_limit: int | None = None
+
+
+class CallFuture(Future[Any]):
+    """The future of a call. Its callbacks run in the thread of its `Calls`, or in that which cancels it.
+
+    Where outcomes are received they must not: one that waits for another call would wait for ever.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def _invoke_callbacks(self) -> None:
+        if self._done_callbacks and self._calls.is_receiving():  # type: ignore[attr-defined] # not in its stubs
+            self._calls.call_back(self)
+        else:
+            self.call_back()
+
+    def call_back(self) -> None:
+        """Run the callbacks here."""
+        super()._invoke_callbacks()  # type: ignore[misc] # as above
 
 
 class Calls:
@@ -91,7 +113,8 @@ class Calls:
         self._window = self._num_workers
         self._pool: Pool | None = None
         self._thread: threading.Thread | None = None
-        self._inbox: SimpleQueue[list[Settled] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[Settled] | CallFuture | None] = SimpleQueue()
+        self._receivers: set[int] = set()  # the threads that receive, while they resolve
         self._closing = False
 
     def submit(
@@ -104,7 +127,7 @@ class Calls:
             RobustEvalError: this is a forked child of the driver.
         """
         self._check_process()
-        future: Future[Any] = Future()
+        future = CallFuture(self)
         try:
             snapshot = self._snapshots.of(function)
             if isinstance(snapshot, Snapshot):
@@ -200,7 +223,7 @@ class Calls:
         if self._pool is None or self._pool.closed:
             known = snapshot if isinstance(snapshot, Snapshot) else None
             bundle = pack(Bundle(Calling(known), self._initializer, self._initargs, sources()))
-            self._pool = Pool(bundle, self._settings, self._inbox.put, _ignore_record)
+            self._pool = Pool(bundle, self._settings, self._receive, _ignore_record)
         return self._pool
 
     def _feed(self) -> None:
@@ -226,11 +249,45 @@ class Calls:
             info["detail"] = str(error)
             self._inbox.put([Failed(submission.job_id, info) for submission in submissions])
 
-    # -- from the pool, in the thread of this object
+    # -- from the pool, in its receiving thread
+
+    def _receive(self, settled: list[Settled]) -> None:
+        """Resolve a single plain result here, which saves a switch of threads; all else is for the thread behind."""
+        item = settled[0]
+        plain = isinstance(item, Done) and isinstance(item.parcel, bytes) and not needs_proof(item.parcel)
+        if len(settled) > 1 or not plain:
+            self._inbox.put(settled)
+            return
+        me = threading.get_ident()
+        with self._lock:
+            self._receivers.add(me)
+        try:
+            self._take(settled)
+        finally:
+            with self._lock:
+                self._receivers.remove(me)
+            if self._closing:
+                self._inbox.put(None)
+
+    def is_receiving(self) -> bool:
+        """Whether this is a thread that all results come through."""
+        return threading.get_ident() in self._receivers
+
+    def call_back(self, future: CallFuture) -> None:
+        """Have the callbacks of a future run in the thread of this object."""
+        self._inbox.put(future)
+
+    # -- from there, in the thread of this object
 
     def _serve(self) -> None:
-        while not self._is_over():
-            self._take(self._inbox.get())
+        while not self._is_over() or not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, CallFuture):
+                with contextlib.suppress(BaseException):  # the user's, who may exit
+                    item.call_back()
+            elif item is not None:
+                self._take(item)
+            del item
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -240,12 +297,10 @@ class Calls:
 
     def _is_over(self) -> bool:
         with self._lock:
-            return self._closing and not self._running and not self._queue
+            return self._closing and not self._running and not self._queue and not self._receivers
 
-    def _take(self, settled: list[Settled] | None) -> None:
+    def _take(self, settled: list[Settled]) -> None:
         """Resolve what settled; before that, so that nobody idles meanwhile, hand on what waits."""
-        if settled is None:
-            return
         refused = [item for item in settled if isinstance(item, Failed) and item.info["kind"] == "startup"]
         with self._lock:
             over = [(self._running.pop(item.job_id), item) for item in reversed(settled)]

@@ -395,6 +395,49 @@ def test_many_calls_from_many_threads(executor):
     assert answers == {number: [n * number for n in range(200)] for number in range(4)}
 
 
+def test_a_callback_may_wait_for_another_call(executor):
+    """Whatever thread the result came through: other results are received meanwhile."""
+    seen: list[int] = []
+
+    def wait_for_another(_: object) -> None:
+        seen.append(executor.submit(abs, -2).result(PATIENCE_S))
+
+    first = executor.submit(time.sleep, 0.1)
+    first.add_done_callback(wait_for_another)
+    first.result(PATIENCE_S)
+    wait_until(lambda: seen)
+    assert seen == [2]
+
+
+def test_callbacks_never_run_where_results_are_received(executor):
+    """Each runs in the thread of the calls, be its result one of many, plain, or one that may run code."""
+    threads: list[str] = []
+    release = [executor.submit(time.sleep, 0.1) for _ in range(3)]
+    release += [executor.submit(complex, 1, 2), executor.submit(partial, abs)]
+    for future in release:
+        future.add_done_callback(lambda _: threads.append(threading.current_thread().name))
+    wait_until(lambda: len(threads) == len(release))
+    assert set(threads) <= {"robust_eval calls", "MainThread"}
+
+
+def test_callbacks_of_the_last_call_run_before_the_executor_is_shut_down():
+    """Also one that exits, which costs nobody anything."""
+    seen: list[str] = []
+
+    def leave(_: object) -> None:
+        seen.append("left")
+        raise SystemExit
+
+    with nothing_left():
+        executor = RobustExecutor(1)
+        future = executor.submit(time.sleep, 0.1)
+        future.add_done_callback(lambda _: seen.append("told"))
+        future.add_done_callback(leave)
+        executor.shutdown()
+        assert future.result() is None
+        assert seen == ["told", "left"]
+
+
 def test_large_arguments_wait_without_descriptors(executor, tmp_path):
     """However many large calls wait, this process can go on opening files; a share of those it may open it keeps."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -257,9 +257,9 @@ def _is_array_of_numbers(obj: Any) -> bool:
     return obj.dtype.kind in _NUMBERS and obj.dtype.metadata is None
 
 
-def read_out(memory: Memory) -> Parcel:
-    """The content as bytes, and no descriptor; as it is where that is missing, or copying it would take long."""
-    if memory.size > _READ_OUT_BYTES:
+def read_out(memory: Memory, most_bytes: int = _READ_OUT_BYTES) -> Parcel:
+    """The content as bytes, and no descriptor; as it is where that is missing, or the content larger than that."""
+    if memory.size > most_bytes:
         return memory
     with contextlib.suppress(OSError, ValueError):
         content = bytes(view(memory))

@@ -38,6 +38,7 @@ _ORPHANED_S = 1.5
 _LAST_WORDS_S = 5.0
 _HOLD_S = 0.005
 _FILES_SHARE = 4
+_READ_OUT_BYTES = 1 << 26  # more would keep everything else waiting for long
 
 
 class _Entry(NamedTuple):
@@ -223,7 +224,7 @@ class Shell:
         if not isinstance(parcel, Memory):
             return parcel
         if len(self._in_files) >= self._most_files:
-            return read_out(parcel)
+            return read_out(parcel, _READ_OUT_BYTES)
         self._in_files.add(job_id)
         return parcel
 

@@ -12,6 +12,7 @@ NAMES = (
     "round_trip",
     "fresh_process",
     "arrays",
+    "payloads",
     "deadline_idle",
     "deadline_busy",
     "cold_start",
