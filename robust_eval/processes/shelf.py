@@ -23,7 +23,6 @@ from robust_eval.processes.layout import SHELF_BYTES
 from robust_eval.processes.parcel import Memory, Parcel, Piece, store, write
 
 _MOST_FILES = 8
-_MOST_TRIES = 2
 _NAME_ONLY = getattr(os, "O_PATH", 0)
 _SET_LEASE = getattr(fcntl, "F_SETLEASE", 1024)
 
@@ -75,10 +74,10 @@ class Shelf:
     def _take(self) -> tuple[_Kept | None, int]:
         """A kept file that nobody has, out of the others, and a descriptor to write it with.
 
-        The first ones are asked about, which were given away before the others.
+        Two are asked about: that which was given away last, whose pages are at hand, and that which was first.
         """
         with self._lock:
-            for kept in self._kept[:_MOST_TRIES]:
+            for kept in (*self._kept[-1:], *self._kept[:1]):
                 fd = _open_alone(kept)
                 if fd >= 0:
                     self._kept.remove(kept)
