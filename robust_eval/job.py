@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 from robust_eval.objective import FAIL_RETURN_VALUE, standardize
+from robust_eval.plain import ATOMS, copy_of_plain
 
 if TYPE_CHECKING:
     from robust_eval.failure import Failure
     from robust_eval.storage.base import Storage
 
 Recorder: TypeAlias = Callable[[float, Any], None]
-
-ATOMS: Final = frozenset({int, float, str, bool, type(None), bytes, complex})
 
 
 class JobStatus(enum.IntEnum):
@@ -39,6 +38,10 @@ def copy_config(config: Any) -> Any:
     """
     if type(config) is dict and ATOMS.issuperset(map(type, config.values())):
         return config.copy()
+    try:
+        return copy_of_plain(config)
+    except ValueError:
+        pass
     try:
         return copy.deepcopy(config)
     except Exception:  # noqa: BLE001  the user's code runs here

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("processes",),
     ("supervision",),
     ("job", "objective", "storage"),
-    ("html_view", "places"),
+    ("html_view", "places", "plain"),
     ("failure", "limits", "errors", "logs"),
 )
 # What the pure core must not know: the world.

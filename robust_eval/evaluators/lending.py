@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from robust_eval.job import ATOMS
+from robust_eval.plain import ATOMS
 from robust_eval.processes.parcel import INLINE_BYTES, Memory, Parcel, unpack, view
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ import io
 import os
 import pickle
 import struct
-import sys
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -32,10 +31,6 @@ _PICKLE_BYTE = _PICKLE[0]
 _loads = pickle.loads  # a job may put something else in its place
 _STACK_GLOBAL = 0x93
 _NUMBER_TYPES = frozenset({bool, float, int, type(None)})
-_PLAIN_TYPES = _NUMBER_TYPES | {bytearray, bytes, complex, str}
-_PLAIN_CONTAINERS = frozenset({dict, frozenset, list, set, tuple})
-_NUMBERS = frozenset("biufc")
-_MOST_PARTS = 64
 _NO_FILE = "<dynamic-code>"
 _COUNT = struct.Struct("<I")
 
@@ -227,34 +222,6 @@ def unpack(content: memoryview | bytes) -> Any:
 def needs_proof(parcel: Parcel) -> bool:
     """Whether unpickling may run code, as far as the parcel shows: anything but built-in types names a global."""
     return isinstance(parcel, Memory) or parcel[:1] != _PICKLE or _STACK_GLOBAL in parcel
-
-
-def is_plain(obj: object) -> bool:
-    """Whether an object is one of a built-in type, an array of numbers, or a few of these: whatever its pickle shows.
-
-    A megabyte of bytes shows everything, and to unpickle it takes as long as to pickle it.
-    """
-    todo: list[Any] = [obj]
-    for _ in range(_MOST_PARTS):
-        if not todo:
-            return True
-        each = todo.pop()
-        kind = type(each)
-        if kind in _PLAIN_TYPES or _is_array_of_numbers(each):
-            continue
-        if kind not in _PLAIN_CONTAINERS or len(each) > _MOST_PARTS:
-            return False
-        todo += each
-        if kind is dict:
-            todo += each.values()
-    return not todo
-
-
-def _is_array_of_numbers(obj: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    if numpy is None or type(obj) is not getattr(numpy, "ndarray", None):
-        return False
-    return obj.dtype.kind in _NUMBERS and obj.dtype.metadata is None
 
 
 def read_out(memory: Memory, most_bytes: int = _READ_OUT_BYTES) -> Parcel:

@@ -21,6 +21,7 @@ from time import monotonic, thread_time
 from typing import Any, NoReturn
 
 from robust_eval.errors import JobStop
+from robust_eval.plain import is_plain
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes.begun import note_begun, open_begun
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
@@ -47,7 +48,6 @@ from robust_eval.processes.parcel import (
     Parcel,
     Piece,
     discard,
-    is_plain,
     needs_proof,
     open_parcel,
     pack,
