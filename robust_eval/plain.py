@@ -25,7 +25,7 @@ class _Plain(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if obj is _array:
             return NotImplemented
-        if _is_array_of_numbers(obj):
+        if is_array_of_numbers(obj):
             return _array, ()  # without its content, which is not looked at
         raise _NotPlain(type(obj))
 
@@ -79,14 +79,15 @@ def _copied(obj: Any, copies: dict[int, Any]) -> Any:
         copy = kind(obj)
     else:
         raise _NotPlain(kind)
-    return copy
+    return copies.setdefault(id(obj), copy)  # a tuple may have been met again within itself
 
 
 def _array() -> None:
     """Stands for an array."""
 
 
-def _is_array_of_numbers(obj: Any) -> bool:
+def is_array_of_numbers(obj: Any) -> bool:
+    """Whether it is an array of numpy, of that very class, with nothing but numbers in it."""
     numpy = sys.modules.get("numpy")
     if numpy is None or type(obj) is not getattr(numpy, "ndarray", None):
         return False
