@@ -6,10 +6,9 @@ job until it is pickled, within the same call of `submit`; from then on the job 
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from robust_eval.plain import ATOMS
+from robust_eval.plain import ATOMS, is_array_of_numbers
 from robust_eval.processes.parcel import INLINE_BYTES, Memory, Parcel, unpack, view
 
 if TYPE_CHECKING:
@@ -20,19 +19,18 @@ if TYPE_CHECKING:
 
 def lendable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The large arrays of a configuration; none where it holds anything but these and plain values."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None or type(config) is not dict:
+    if type(config) is not dict:
         return {}
     others = {name: value for name, value in config.items() if type(value) not in ATOMS}
-    if others and all(type(value) is numpy.ndarray and _is_plain(value) for value in others.values()):
+    if others and all(is_array_of_numbers(value) and _is_large(value) for value in others.values()):
         return others
     return {}
 
 
-def _is_plain(array: Any) -> bool:
-    """Whether it is pickled as it lies in memory."""
+def _is_large(array: Any) -> bool:
+    """Whether it is pickled as it lies in memory, into a file of its own."""
     contiguous = array.flags.c_contiguous or array.flags.f_contiguous
-    return bool(contiguous and array.nbytes >= INLINE_BYTES and array.dtype.kind in "biufc")
+    return bool(contiguous and array.nbytes >= INLINE_BYTES)
 
 
 def lend(job: Job, arrays: dict[str, Any]) -> Job:

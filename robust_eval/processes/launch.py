@@ -22,7 +22,6 @@ from robust_eval.processes import system
 from robust_eval.processes.layout import SHELF_BYTES
 from robust_eval.processes.link import DriverLink, TemplateLink
 from robust_eval.processes.settings import Settings
-from robust_eval.processes.stream import UnderWay
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +46,6 @@ def main(argv: list[str]) -> None:
     _raise_descriptor_limit()
     bundle_fd, ledger_fd = (fd for fd in link.frames.fds if fd is not None)
     link.frames.fds.clear()
-    link.under_way = UnderWay(sock, config["settings"]["descriptor_limit"][0])
     settings = Settings(
         **config.pop("settings"),
         bundle_fd=bundle_fd,

@@ -16,19 +16,22 @@ from robust_eval.processes import system, wire
 from robust_eval.processes.orders import NOTICED, SETTLED, TOLD
 from robust_eval.processes.parcel import Memory, Parcel, read_out
 from robust_eval.processes.settings import Settings
-from robust_eval.processes.stream import MOST_DESCRIPTORS, UnderWay, rest_of
+from robust_eval.processes.stream import UnderWay, rest_of
 
 _TAIL_BYTES = 1 << 15
 _LATER = (errno.EAGAIN, errno.ETOOMANYREFS)
 
 
 class DriverLink:
-    """Reads orders and writes outcomes, in batches, never waiting for a driver that does not read."""
+    """Reads orders and writes outcomes, in batches, never waiting for a driver that does not read.
+
+    Made before this process raises its limit of open files, which until then is the driver's.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.frames = wire.Frames(sock)
-        self.under_way = UnderWay(sock, MOST_DESCRIPTORS)
+        self.under_way = UnderWay(sock, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.done: list[tuple[Any, ...]] = []
         self.failed: list[tuple[Any, ...]] = []
         self.recorded: list[tuple[int, bytes]] = []

@@ -94,7 +94,7 @@ class Overseer:
         """Whether one more descriptor may go with those that wait to be sent, if need be in a moment."""
         ends_at = time.monotonic() + _ROOM_S
         while not self._under_way.has_room(waiting):
-            if waiting >= self._under_way.most or time.monotonic() > ends_at:
+            if time.monotonic() > ends_at:
                 return False
             time.sleep(_MOMENT_S)  # bounded by the line above: a supervisor reads within a moment
         return True

@@ -113,7 +113,7 @@ def _by_value_pickler() -> Any:
 
 def mentions_of(parcel: Parcel) -> int:
     """How often a small parcel names the module ``__main__``: for a `pack` of which it is a part."""
-    return parcel.count(_MAIN) if isinstance(parcel, bytes) else 0
+    return system.count_in(parcel, _MAIN) if isinstance(parcel, bytes) else 0
 
 
 def pack_plain(obj: Any) -> bytes:

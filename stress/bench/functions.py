@@ -59,11 +59,6 @@ def give_back(job: Any) -> dict[str, Any]:
     return {"objective": touch(job["array"]), "metadata": {"array": job["array"]}}
 
 
-def give_back_bytes(job: Any) -> dict[str, Any]:
-    """Return what came."""
+def echo(job: Any) -> dict[str, Any]:
+    """Return what came, untouched."""
     return {"objective": 0.0, "metadata": {"payload": job["payload"]}}
-
-
-def give_array_back(job: Any) -> dict[str, Any]:
-    """Return the array, touched by neither."""
-    return {"objective": 0.0, "metadata": {"array": job["array"]}}

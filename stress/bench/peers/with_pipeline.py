@@ -13,7 +13,7 @@ from typing import Any
 
 from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
 
-_IN_FLIGHT = 64
+IN_FLIGHT = 64
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 18
 
@@ -47,17 +47,22 @@ def _serve(sock: socket.socket, function: Callable[[Any], Any]) -> None:
         sock.sendall(b"".join(answers))
 
 
-class _Session:
+class Pipeline:
+    """A session of a pipeline in which calls and answers travel in batches."""
+
+    kind = socket.SOCK_STREAM
+    serve = staticmethod(_serve)
+
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
         self._workers: list[tuple[int, socket.socket]] = []
         for _ in range(settings.num_workers):
-            ours, theirs = socket.socketpair()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, self.kind)
             pid = os.fork()
             if pid == 0:
                 for _, other in self._workers:
                     other.close()
                 ours.close()
-                _serve(theirs, function)
+                self.serve(theirs, function)
                 os._exit(0)
             theirs.close()
             self._workers.append((pid, ours))
@@ -69,7 +74,7 @@ class _Session:
         with selectors.DefaultSelector() as selector:
             for sock in buffers:
                 selector.register(sock, selectors.EVENT_READ)
-                _send(sock, waiting, _IN_FLIGHT)
+                _send(sock, waiting, IN_FLIGHT)
             while left:
                 for key, _ in selector.select():
                     buffers[key.fileobj] += key.fileobj.recv(_READ_BYTES)
@@ -99,4 +104,4 @@ def _send(sock: socket.socket, waiting: Iterator[tuple[int, Any]], count: int) -
         sock.sendall(b"".join(frames))
 
 
-PEER = Peer("bare pipeline", None, Offers(), _Session, forks_user=True)
+PEER = Peer("bare pipeline", None, Offers(), Pipeline, forks_user=True)

@@ -3,29 +3,28 @@
 import random
 from typing import Any
 
-from stress.bench.functions import give_array_back, give_back_bytes
+from stress.bench.functions import echo
 from stress.bench.speed.measurement import Figure, Measurement
 from stress.bench.speed.sessions import finish, session
 
 _MEGABYTES = 80  # of each size, one way, by a size of 100
-_ARRAY_BYTES = 1_000_000
 
 
 def sample(peer: str, size: int) -> dict[str, float]:
     """All of one size at once, after twenty to warm up; megabytes both ways by the time of all."""
     import numpy as np
 
-    rates: dict[str, float] = {}
     source = random.Random(0)
-    for name, payload_bytes in (("small", 10_000), ("medium", 100_000)):
-        job: dict[str, Any] = {"payload": source.randbytes(payload_bytes)}
-        count = size * _MEGABYTES * 10_000 // payload_bytes
-        with session(peer, give_back_bytes, [job] * 20) as opened:
+    payloads: dict[str, tuple[Any, int]] = {
+        "small": (source.randbytes(10_000), 10_000),
+        "medium": (source.randbytes(100_000), 100_000),
+        "array": (np.arange(125_000, dtype=float), 1_000_000),
+    }
+    rates: dict[str, float] = {}
+    for name, (payload, payload_bytes) in payloads.items():
+        job, count = {"payload": payload}, size * _MEGABYTES * 10_000 // payload_bytes
+        with session(peer, echo, [job] * 20) as opened:
             rates[name] = 2 * count * payload_bytes / finish(opened, [job] * count) / 1e6
-    job = {"array": np.arange(_ARRAY_BYTES // 8, dtype=float)}
-    count = size * _MEGABYTES * 10_000 // _ARRAY_BYTES
-    with session(peer, give_array_back, [job] * 20) as opened:
-        rates["array"] = 2 * count * _ARRAY_BYTES / finish(opened, [job] * count) / 1e6
     return rates
 
 
