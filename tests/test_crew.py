@@ -54,6 +54,7 @@ class Floor:
             "argv": [],
             "version": sys.version_info[:2],
             "sys_argv": sys.argv,
+            "fresh": False,
         }
         argv = loading.command(sys.executable, "template", imports_site=loading.needs_site())
         self.ledger = system.memory_file(LEDGER_BYTES)

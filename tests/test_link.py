@@ -66,7 +66,7 @@ def forked(test: Callable[[TemplateLink], Any], runner: Any = None) -> Any:
         assert isinstance(bundle, bytes)
         memory = store([bundle], len(bundle))
         assert isinstance(memory, Memory)
-        init = {"preload": (), "start_method": "fork", "argv": [], "version": sys.version_info[:2], "sys_argv": ["x"]}
+        init = {"preload": (), "start_method": "fork", "argv": [], "version": sys.version_info[:2], "sys_argv": ["x"]} | {"fresh": False}
         settings = Settings([], True, {}, init, memory.fd, -1, [], None, None, None, NICENESS, 0)
         template = launch._start_template(settings, {})
         assert template is not None

@@ -59,6 +59,7 @@ class Raw:
             "argv": [],
             "version": sys.version_info[:2],
             "sys_argv": sys.argv,
+            "fresh": False,
         }
         settings = {
             "argv": loading.command(sys.executable, "template", imports_site=loading.needs_site()),

@@ -13,7 +13,8 @@ from robust_eval.processes.parcel import Memory, open_parcel, unpack
 
 _BOOT = (
     "import sys, json, site; sys.path[{start}:] = json.loads(sys.argv[1]); site.setquit(); site.sethelper(); "
-    "site.setcopyright(); {then}from robust_eval.processes.{module} import main; main(sys.argv[2:])"
+    "site.setcopyright(); {then}from robust_eval.processes.forking import AtFork; AtFork().listen(); "
+    "from robust_eval.processes.{module} import main; main(sys.argv[2:])"
 )
 _PRETEND = "from robust_eval.processes.loading import pretend_site; pretend_site(); "
 _BY_VALUE = b"cloudpickle"

@@ -203,6 +203,7 @@ class Pool:
                     "argv": spawned,
                     "version": sys.version_info[:2],
                     "sys_argv": loading.arguments(),
+                    "fresh": settings.policy["max_tasks_per_child"] == 1,
                 },
                 "worker_env": settings.worker_env,
                 "worker_seed": settings.worker_seed,

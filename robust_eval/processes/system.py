@@ -183,6 +183,20 @@ def count_in(data: bytes, word: bytes) -> int:
     return data.count(word)
 
 
+def call_kernel(number: int, *arguments: Any) -> int:
+    """A system call that has no function in Python; its arguments are integers and buffers of `ctypes`.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    given = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
+    answer: int = _libc().syscall(ctypes.c_long(number), *given)
+    if answer < 0:
+        failed = ctypes.get_errno()
+        raise OSError(failed, os.strerror(failed))
+    return answer
+
+
 def _prctl(option: int, value: int) -> None:
     if LINUX:  # pragma: no branch - macOS
         _libc().prctl(option, value, 0, 0, 0)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.copies import Copies
+from robust_eval.processes.forking import AtFork
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.randomness import random_state
@@ -33,6 +35,7 @@ _MESSAGE_BYTES = 1 << 16
 _MOST_FDS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _MOST_FDS)
 _LAST_WORDS_CHARS = 1 << 14
+_LEARNED_FROM = 2  # workers: a page that both have written is hardly the matter of a single job
 
 
 class Template:
@@ -44,6 +47,7 @@ class Template:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._at_fork = AtFork.of_this_process()
         self._selector = selectors.DefaultSelector()
         self._supervisor = os.getppid()
         self._undertaker = Undertaker(self._watch, self._unwatch)
@@ -52,6 +56,7 @@ class Template:
         self._argv: list[str] = []
         self._streams = Streams()
         self._calls = Calls()
+        self._copies = Copies(0)
         self._handlers: dict[int, Any] = {}
 
     def run(self) -> None:
@@ -97,6 +102,7 @@ class Template:
             self._argv = [*message["argv"], str(bundle_fd), str(init_fd)]
             return
         os.close(init_fd)
+        self._copies = Copies(_LEARNED_FROM if message["fresh"] else 0)
         bundle = loading.load_bundle(bundle_fd, message["version"])
         loading.refuse_cuda()
         loading.share_main(bundle)
@@ -111,7 +117,7 @@ class Template:
         if worker_id is None:
             return False
         try:
-            pid = os.fork()
+            pid = self._at_fork.fork()
         except OSError as error:  # no process is free: an evil that passes, and no reason to take the workers along
             self._say(wire.UNFORKED, worker_id, error.errno or 0)
         else:
@@ -142,7 +148,9 @@ class Template:
             self._selector.close()
             self._undertaker.forget()
             self._control.close()
+            self._copies.leave()
             code = run_worker(fds, self._load, self._streams, self._builtins, self._calls)
+            self._copies.tell()
         except BaseException:  # noqa: BLE001 - a forked child must not return into the template
             sys.excepthook(*sys.exc_info())
         finally:
@@ -151,6 +159,7 @@ class Template:
     def _bury(self) -> None:
         for worker_id, status in self._undertaker.bury(monotonic()):
             self._say(wire.EXITED, worker_id, status)
+            self._copies.hear()
 
     def _watch(self, pid: int) -> int:
         fd = system.watch_exit(pid)
