@@ -124,7 +124,9 @@ def test_who_does_not_listen_knows_of_no_handler():
 @pytest.mark.unmeasured
 def test_a_worker_of_a_template_with_a_thread_knows_that_it_is_alone(tmp_path, monkeypatch):
     """A module that a template loads may start a thread, which no worker has."""
-    (tmp_path / "busybody.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n")
+    (tmp_path / "busybody.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with ProcessPoolEvaluator(lambda _: float(threading.active_count()), preload=["busybody"]) as evaluator:
         evaluator.submit([{}])
@@ -141,7 +143,7 @@ def test_what_a_job_forks_draws_numbers_of_its_own():
 
         reading, writing = os.pipe()
         pid = os.fork()
-        number = random.random()  # noqa: S311 - not for cryptography
+        number = random.random()
         if pid == 0:
             os.write(writing, repr(number).encode())
             os._exit(0)

@@ -14,7 +14,7 @@ from robust_eval import Callback, Evaluator, ProcessPoolEvaluator, SerialEvaluat
 from robust_eval.errors import InvalidArgument, RobustEvalError, StorageError
 from robust_eval.evaluators import keeper as keeping
 from robust_eval.evaluators.presence import dead_among, identity, lives
-from robust_eval.processes.begun import VARIABLE, BegunLog, note_begun, open_begun, read_begun
+from robust_eval.processes.begun import VARIABLE, BegunLog, note_begun, open_begun, read_begun, take_path
 from robust_eval.storage.durable import Driver, Outcome
 
 
@@ -446,15 +446,15 @@ def test_a_worker_notes_what_it_begins(tmp_path, monkeypatch):
     log = BegunLog(tmp_path / "log")
     log.expect([(0, 10), (1, 11)])
     monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))
-    fd = open_begun()
+    fd = open_begun(take_path())
     note_begun(fd, 1)
     os.close(fd)
-    assert open_begun() == -1
+    assert open_begun(take_path()) == -1
     note_begun(-1, 0)
     assert read_begun(tmp_path / "log") == {11}
     log.close()
     monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))
-    assert open_begun() == -1
+    assert open_begun(take_path()) == -1
 
 
 def test_a_name_that_is_not_there():

@@ -12,8 +12,9 @@ import pytest
 from children import in_child
 from waiting import nothing_left
 
-from robust_eval.processes import launch, link, wire
+from robust_eval.processes import launch, link, system, wire
 from robust_eval.processes.bundle import Bundle
+from robust_eval.processes.layout import LEDGER_BYTES
 from robust_eval.processes.link import TemplateLink
 from robust_eval.processes.parcel import Memory, pack, store
 from robust_eval.processes.settings import Settings
@@ -66,14 +67,23 @@ def forked(test: Callable[[TemplateLink], Any], runner: Any = None) -> Any:
         assert isinstance(bundle, bytes)
         memory = store([bundle], len(bundle))
         assert isinstance(memory, Memory)
-        init = {"preload": (), "start_method": "fork", "argv": [], "version": sys.version_info[:2], "sys_argv": ["x"]} | {"fresh": False}
-        settings = Settings([], True, {}, init, memory.fd, -1, [], None, None, None, NICENESS, 0)
+        init = {
+            "preload": (),
+            "start_method": "fork",
+            "argv": [],
+            "version": sys.version_info[:2],
+            "sys_argv": ["x"],
+            "fresh": False,
+        }
+        ledger_fd = system.memory_file(LEDGER_BYTES)
+        settings = Settings([], True, {}, init, memory.fd, ledger_fd, [], None, None, None, NICENESS, 0)
         template = launch._start_template(settings, {})
         assert template is not None
         answer = test(template)
         template.end(PATIENCE_S)
         template.close()
         os.close(memory.fd)
+        os.close(ledger_fd)
         return answer
 
     with nothing_left():

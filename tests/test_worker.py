@@ -25,6 +25,7 @@ from robust_eval.errors import InvalidOutput
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes import worker as worker_module
 from robust_eval.processes.bundle import Bundle
+from robust_eval.processes.channels import Channels, high
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.layout import (
@@ -39,7 +40,7 @@ from robust_eval.processes.parcel import MISSING, Memory, Parcel, open_parcel, p
 from robust_eval.processes.port import Port
 from robust_eval.processes.streams import Streams
 from robust_eval.processes.wire import Report
-from robust_eval.processes.worker import Worker, high, prove, run_worker
+from robust_eval.processes.worker import Worker, open_ledger, prove, run_worker
 
 PATIENCE_S = 20.0
 
@@ -65,7 +66,8 @@ class Supervised:
             os.setsid()
             system.adopt_orphans()
             keep_only({0, 1, 2, *self.port.child_fds, self.ledger})
-            os._exit(run_worker([*self.port.child_fds, self.ledger], load, Streams(), Builtins()))
+            worker = Worker(Channels(), open_ledger(self.ledger), Streams(), Builtins(), None)
+            os._exit(run_worker(worker, self.port.child_fds, load))
         self.exit_fd = os.pidfd_open(self.pid)
         for fd in self.port.child_fds:
             os.close(fd)
@@ -365,14 +367,17 @@ def test_how_a_job_calculates_is_its_own_affair():
         assert worker.run((np.geterr,)) == before
 
 
-def test_a_default_of_the_users_modules_does_not_hurry_a_worker():
+def test_a_default_of_the_users_modules_does_not_hurry_a_worker(monkeypatch):
     """A default timeout of sockets, set where the template imports, would end a worker that waits for a job."""
-    socket.setdefaulttimeout(1e-6)
-    try:
-        with supervised(call) as worker:
-            assert [worker.run((int,)) for _ in range(100)] == [(None, 0)] * 100
-    finally:
-        socket.setdefaulttimeout(None)
+
+    class Hurried(Channels):
+        def __init__(self) -> None:
+            socket.setdefaulttimeout(1e-6)
+            super().__init__()
+
+    monkeypatch.setattr(sys.modules[__name__], "Channels", Hurried)
+    with supervised(call) as worker:
+        assert [worker.run((int,)) for _ in range(100)] == [(None, 0)] * 100
 
 
 # -- output

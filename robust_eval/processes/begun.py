@@ -61,9 +61,13 @@ class BegunLog:
             self.path.unlink(missing_ok=True)
 
 
-def open_begun() -> int:
+def take_path() -> str | None:
+    """Where the log is that the environment names, which jobs do not see; None where there is none."""
+    return os.environ.pop(VARIABLE, None)
+
+
+def open_begun(path: str | None) -> int:
     """Open the log as a worker does; -1 where there is none."""
-    path = os.environ.pop(VARIABLE, None)
     if path is None:
         return -1
     try:

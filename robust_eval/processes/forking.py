@@ -7,10 +7,11 @@ get seeds of the worker's own. They are run where there are other threads, and a
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-_Handler: TypeAlias = "Callable[[], object]"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _OF_THREADS: Final = frozenset({"concurrent.futures.thread", "logging", "random", "threading"})
 
 
@@ -21,7 +22,7 @@ class AtFork:
     """
 
     def __init__(self) -> None:
-        self._handlers: list[dict[str, _Handler]] = []
+        self._handlers: list[dict[str, Callable[[], object]]] = []
         self._alone = False
         self._register: Callable[..., None] = os.register_at_fork
 
@@ -60,7 +61,7 @@ class AtFork:
     def _after_in_child(self) -> None:
         self._run("after_in_child", self._handlers)
 
-    def _run(self, when: str, all_handlers: list[dict[str, _Handler]]) -> None:
+    def _run(self, when: str, all_handlers: "list[dict[str, Callable[[], object]]]") -> None:
         if self._alone:
             return
         for handlers in all_handlers:

@@ -186,7 +186,7 @@ class TemplateLink:
         self.exit_fd = system.watch_exit(self._process.pid)
         init_fd = system.file_of(json.dumps(settings.init).encode())  # a command line may be longer than any message
         with contextlib.suppress(OSError):  # it is dead already, and its exit will tell
-            self.sock.sendmsg([b"{}"], wire.rights([settings.bundle_fd, init_fd]))
+            self.sock.sendmsg([b"{}"], wire.rights([settings.bundle_fd, init_fd, settings.ledger_fd]))
         os.close(init_fd)
 
     @property

@@ -63,7 +63,7 @@ class Nursery:
             port = self._waiting.popleft()
             if port.child_fds:
                 self._forking += 1
-                template.fork(port.worker_id, [*port.child_fds, self._settings.ledger_fd])
+                template.fork(port.worker_id, port.child_fds)
                 port.hand_over()
 
     def hear(self) -> Iterator[tuple[wire.Told, list[int]]]:

@@ -6,10 +6,11 @@ import sys
 
 from robust_eval.processes import loading, system
 from robust_eval.processes.bundle import Bundle
+from robust_eval.processes.channels import Channels
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.streams import Streams
-from robust_eval.processes.worker import run_worker
+from robust_eval.processes.worker import Worker, open_ledger, run_worker
 
 
 def main(argv: list[str]) -> None:
@@ -17,10 +18,10 @@ def main(argv: list[str]) -> None:
 
     Args:
         argv: the descriptor of the bundle, that of what the template was told (of which the version that made the
-            bundle and the driver's `sys.argv` matter here), and as JSON the worker's descriptors.
+            bundle and the driver's `sys.argv` matter here), that of the ledger, and as JSON the worker's descriptors.
     """
     system.adopt_orphans()
-    bundle_fd, init_fd, fds = int(argv[0]), int(argv[1]), json.loads(argv[2])
+    bundle_fd, init_fd, ledger_fd, fds = *map(int, argv[:3]), json.loads(argv[3])
     init = json.loads(system.content_of(init_fd))
     os.close(init_fd)
     calls = Calls().listen()
@@ -32,4 +33,5 @@ def main(argv: list[str]) -> None:
         loading.share_sources(bundle.sources)
         return bundle
 
-    os._exit(run_worker(fds, load, Streams(), Builtins(), calls))
+    worker = Worker(Channels(), open_ledger(ledger_fd), Streams(), Builtins(), calls)
+    os._exit(run_worker(worker, fds, load))

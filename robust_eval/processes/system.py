@@ -48,6 +48,7 @@ NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER, _PR_GET_SECCOMP = 1, 36, 37, 21
 _MEMFD_FLAGS = getattr(os, "MFD_CLOEXEC", 0) | getattr(os, "MFD_ALLOW_SEALING", 0)
 _MADV_WIPEONFORK = 18
+_MAP_FIXED = 0x10  # `mmap.MAP_FIXED` from Python 3.13 on
 _AHEAD = 15
 _TOLD_BYTES = 1 << 16
 _LARGE_BYTES = 1 << 12
@@ -136,12 +137,30 @@ def map_for_good(fd: int, size: int) -> memoryview:
     return memoryview(_mapped(fd, size, mmap.MAP_SHARED)).cast("B")
 
 
-def _mapped(fd: int, size: int, how: int) -> "ctypes.Array[ctypes.c_ubyte]":
-    address = _libc().mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, how, fd, 0)
-    if address is None or address == ctypes.c_void_p(-1).value:
+def address_of(mapping: mmap.mmap) -> int:
+    """Where a mapping lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+def map_over(address: int, fd: int, size: int) -> None:
+    """Put a shared memory file in the place of another mapping, whose object goes on to be used.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    _map(address, fd, size, mmap.MAP_SHARED | _MAP_FIXED)
+
+
+def _map(address: int | None, fd: int, size: int, how: int) -> int:
+    mapped: int | None = _libc().mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, how, fd, 0)
+    if mapped is None or mapped == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return (ctypes.c_ubyte * size).from_address(address)
+    return mapped
+
+
+def _mapped(fd: int, size: int, how: int) -> "ctypes.Array[ctypes.c_ubyte]":
+    return (ctypes.c_ubyte * size).from_address(_map(None, fd, size, how))
 
 
 def watch_exit(pid: int) -> int:
@@ -279,17 +298,21 @@ class Birthmark:
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._pid = os.getpid()
-        self._page[0] = 1
         self._cleared = False
+        self.renew()
         if LINUX:
             with contextlib.suppress(OSError):  # Linux before 4.14
                 self._page.madvise(_MADV_WIPEONFORK)
                 self._cleared = True
 
+    def renew(self) -> None:
+        """Be the mark of this process."""
+        self._pid = os.getpid()
+        self._page[0] = 1
+
     @property
     def is_here(self) -> bool:
-        """Whether this is the process that made it."""
+        """Whether this is the process whose mark it is."""
         return bool(self._page[0]) if self._cleared else os.getpid() == self._pid
 
 

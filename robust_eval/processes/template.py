@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from robust_eval.processes import loading, system, tree, wire
 from robust_eval.processes.blame import traceback_text
 from robust_eval.processes.burial import Undertaker
+from robust_eval.processes.channels import Channels, high
 from robust_eval.processes.copies import Copies
 from robust_eval.processes.forking import AtFork
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import Builtins
 from robust_eval.processes.randomness import random_state
 from robust_eval.processes.streams import Streams
-from robust_eval.processes.worker import high, run_worker
+from robust_eval.processes.worker import Worker, open_ledger, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,9 +53,9 @@ class Template:
         self._supervisor = os.getppid()
         self._undertaker = Undertaker(self._watch, self._unwatch)
         self._load: Callable[[], Bundle]
-        self._builtins: Builtins
+        self._worker: Worker
         self._argv: list[str] = []
-        self._streams = Streams()
+        self._streams = Streams()  # before the user's modules are loaded, which may close the standard ones
         self._calls = Calls()
         self._copies = Copies(0)
         self._handlers: dict[int, Any] = {}
@@ -64,9 +65,8 @@ class Template:
         system.die_with(self._supervisor)
         system.adopt_orphans()
         _, ancillary, _, _ = self._control.recvmsg(_MESSAGE_BYTES, _ANCILLARY_BYTES)
-        bundle_fd, init_fd = wire.descriptors(ancillary)
         try:
-            self._prepare(bundle_fd, init_fd)
+            self._prepare(*wire.descriptors(ancillary))
         except BaseException as error:  # noqa: BLE001 - the user's imports raise anything
             text = traceback_text(error, unwind=0)
             self._say(wire.TEMPLATE_FAILED, text=text[-_LAST_WORDS_CHARS:])
@@ -89,7 +89,7 @@ class Template:
                 break
         self._undertaker.kill_all()
 
-    def _prepare(self, bundle_fd: int, init_fd: int) -> None:
+    def _prepare(self, bundle_fd: int, init_fd: int, ledger_fd: int) -> None:
         """Import and load what the workers need before the first of them is forked."""
         message = json.loads(system.content_of(init_fd))
         sys.argv = message["sys_argv"]
@@ -97,9 +97,9 @@ class Template:
         for name in message["preload"]:
             import_module(name)
         if message["start_method"] == "spawn":
-            for fd in (bundle_fd, init_fd):
+            for fd in (bundle_fd, init_fd, ledger_fd):
                 os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's signature
-            self._argv = [*message["argv"], str(bundle_fd), str(init_fd)]
+            self._argv = [*message["argv"], *map(str, (bundle_fd, init_fd, ledger_fd))]
             return
         os.close(init_fd)
         self._copies = Copies(_LEARNED_FROM if message["fresh"] else 0)
@@ -108,8 +108,8 @@ class Template:
         loading.share_main(bundle)
         loading.share_sources(bundle.sources)
         self._load = lambda: bundle
-        self._builtins = Builtins()
         random_state()
+        self._worker = Worker(Channels(), open_ledger(ledger_fd), self._streams, Builtins(), self._calls)
 
     def _obey(self) -> bool:
         """Perform one order. False at end-of-file."""
@@ -149,7 +149,7 @@ class Template:
             self._undertaker.forget()
             self._control.close()
             self._copies.leave()
-            code = run_worker(fds, self._load, self._streams, self._builtins, self._calls)
+            code = run_worker(self._worker, fds, self._load)
             self._copies.tell()
         except BaseException:  # noqa: BLE001 - a forked child must not return into the template
             sys.excepthook(*sys.exc_info())

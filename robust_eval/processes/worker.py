@@ -6,9 +6,7 @@ with the supervisor, drops the job's objects before it reports, and reports what
 """
 
 import faulthandler
-import fcntl
 import marshal
-import mmap
 import os
 import resource
 import signal
@@ -23,9 +21,10 @@ from typing import Any, NoReturn
 from robust_eval.errors import JobStop
 from robust_eval.plain import is_plain
 from robust_eval.processes import system, tree, wire
-from robust_eval.processes.begun import note_begun, open_begun
+from robust_eval.processes.begun import note_begun, open_begun, take_path
 from robust_eval.processes.blame import Unpicklable, blame, traceback_text
 from robust_eval.processes.bundle import Bundle
+from robust_eval.processes.channels import Channels, high
 from robust_eval.processes.heard import Calls
 from robust_eval.processes.hygiene import LONG_S, Baseline, Builtins
 from robust_eval.processes.layout import (
@@ -36,13 +35,10 @@ from robust_eval.processes.layout import (
     LEDGER_OVER,
     LOST_AT,
     MEASURED_S,
-    READ_AT,
-    READING_AT,
-    STAMP_BYTES,
     STOP_AT,
     STOP_SIGNAL,
 )
-from robust_eval.processes.outbox import Outbox, Written
+from robust_eval.processes.outbox import Outbox
 from robust_eval.processes.parcel import (
     Memory,
     Parcel,
@@ -65,76 +61,76 @@ _FORK_S = 0.00003  # no interpreter makes a process in less; any other is found 
 # Where in the page of numbers and instants
 _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
 _LONG_MESSAGE = 64  # jobs; what is done is told halfway, so that the next ones are there before the last is over
-_HIGH_FD = 960
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _KINDS = {kind: index for index, kind in enumerate(wire.KINDS)}
-
-
-def high(fd: int) -> int:
-    """Move a descriptor to a high number, where a job that opens and closes files does not meet it."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(3, min(_HIGH_FD, soft - 32)))
-    os.close(fd)
-    return moved
 
 
 class Worker:
     """One worker process. Also the context that the runner gets: `record` and `stop_requested`.
 
+    Made before its process is forked, where there is a template: what is there already costs no worker a page.
+
     Args:
-        fds: inbox, outbox, the outbox's other end, output, stamps and ledger, in this order; they are moved to high
-            numbers.
-        load: makes the bundle; called when the worker takes its slot.
+        channels: the way to the supervisor.
+        ledger: of the attempts that began, shared by all workers.
         streams: become the standard streams.
-        builtins: as they are before the first job. Taken in the template: no worker pays for a copy.
+        builtins: as they are before the first job.
         calls: as they were heard of since before the user's modules were loaded.
     """
 
     def __init__(
         self,
-        fds: list[int],
-        load: Callable[[], Bundle],
+        channels: Channels,
+        ledger: memoryview,
         streams: Streams,
         builtins: Builtins,
         calls: Calls | None,
     ) -> None:
-        inbox, outbox, far_end, output, stamps, ledger = (high(fd) for fd in fds)
-        orders, self._claims = socket.socket(fileno=inbox), socket.socket(fileno=outbox)
-        for sock in (orders, self._claims):
-            sock.settimeout(None)  # whatever default the user's modules have set
-        self._inbox = wire.Inbox(orders)
-        self._patience = Patience(looking_at(orders))
+        self._channels = channels
+        self._claims = channels.claims
+        self._inbox = wire.Inbox(channels.orders)
+        self._patience = Patience(looking_at(channels.orders))
         self._claim = b""
-        self._stack_fd = stamps
-        self._stamps = mmap.mmap(stamps, STAMP_BYTES)
-        self._numbers = memoryview(self._stamps).cast("Q")
-        self._instants = memoryview(self._stamps).cast("d")
-        self._outbox = Outbox(self._claims, far_end, self._stamps, self._give_up)
-        self._printed = Printed(streams, output, Written(output, self._numbers, READ_AT // 8, READING_AT // 8))
+        self._numbers, self._instants = channels.numbers, channels.instants
+        self._outbox = Outbox(channels.claims, channels.far_end, channels.stamps, self._give_up)
+        self._printed = Printed(streams, channels.output, channels.written_output())
         self._peak_bytes = 0
-        self._ledger = system.map_for_good(ledger, LEDGER_BYTES)
-        os.close(ledger)
-        self._load = load
+        self._ledger = ledger
         self._calls = calls
         self._birthmark = system.Birthmark()
         self._job_id = 0
         self._in_user_code = False
-        self._clear_refs = _open_clear_refs()
-        self._begun_log = high(begun) if (begun := open_begun()) >= 0 else -1
+        self._clear_refs = self._begun_log = -1
+        self._begun_path = take_path()
         self._builtins = builtins
         self._baseline: Baseline | None = None
         self._garbage = Garbage()
         self._kept_directory: str | None = None
         self._streams = streams
-        streams.take(output)
 
-    def serve(self) -> None:
-        """Take the slot, then run jobs until the inbox ends or the worker must not begin another one."""
+    def take(self, fds: list[int]) -> None:
+        """Be the worker of this process.
+
+        Args:
+            fds: inbox, outbox, the outbox's other end, output and stamps, in this order; moved to high numbers.
+        """
+        self._channels.take(fds)
+        self._birthmark.renew()
+        self._streams.take(self._channels.output)
+        if self._begun_path is not None:
+            self._begun_log = open_begun(self._begun_path)
+
+    def serve(self, load: Callable[[], Bundle]) -> None:
+        """Take the slot, then run jobs until the inbox ends or the worker must not begin another one.
+
+        Args:
+            load: makes the bundle; called when the worker takes its slot.
+        """
         assigned = self._inbox.read()
         if not assigned or isinstance(assigned[0].payload, Memory):
             return
         settings = marshal.loads(assigned[0].payload)
-        bundle = self._start(settings)
+        bundle = self._start(settings, load)
         if bundle is None:
             return
         tasks_left = settings["max_tasks_per_child"]
@@ -144,6 +140,7 @@ class Worker:
             self._garbage.settle()
         self._helpers = tree.living_children()
         self._kept_directory = temporary_directory()
+        self._clear_refs = _open_clear_refs()
         self._reset_peak()
         self._peak_bytes = _peak_bytes()  # of the jobs that are too short to be measured
         self._printed.begin(settings["marker"])
@@ -194,15 +191,16 @@ class Worker:
         self._claim = claim
         return False
 
-    def _start(self, settings: dict[str, Any]) -> Bundle | None:
+    def _start(self, settings: dict[str, Any], load: Callable[[], Bundle]) -> Bundle | None:
         """Environment, signals, seeds, function, initializer. None after a failure, which is reported."""
         if settings["env"]:  # what is not called costs a new process no page
             os.environ.update(settings["env"])
-        faulthandler.enable(self._stack_fd, all_threads=True)
-        faulthandler.register(DUMP_SIGNAL, self._stack_fd, all_threads=True, chain=True)
+        stack = self._channels.stack
+        faulthandler.enable(stack, all_threads=True)
+        faulthandler.register(DUMP_SIGNAL, stack, all_threads=True, chain=True)
         system.set_handler(STOP_SIGNAL, self._on_stop)
         try:
-            bundle = self._load()
+            bundle = load()
             self._randomness = Randomness(settings["seed"])
             if bundle.initializer is not None:
                 bundle.initializer(*bundle.initargs)
@@ -347,7 +345,7 @@ class Worker:
 
     def _give_up(self) -> NoReturn:
         """End: the channel is not the worker's own any more."""
-        self._stamps[LOST_AT] = 1
+        self._channels.stamps[LOST_AT] = 1
         os._exit(CHANNEL_LOST_CODE)
 
     def flush(self) -> None:
@@ -382,12 +380,17 @@ def _wait_for_the_end() -> None:
         signal.pause()
 
 
-def run_worker(
-    fds: list[int], load: Callable[[], Bundle], streams: Streams, builtins: Builtins, calls: Calls | None = None
-) -> int:
+def open_ledger(fd: int) -> memoryview:
+    """The ledger that lies in a memory file, whose descriptor is closed: no job finds a way to it."""
+    ledger = system.map_for_good(fd, LEDGER_BYTES)
+    os.close(fd)
+    return ledger
+
+
+def run_worker(worker: Worker, fds: list[int], load: Callable[[], Bundle]) -> int:
     """Be a worker until its inbox ends. Returns the exit code."""
-    worker = Worker(fds, load, streams, builtins, calls)
-    worker.serve()
+    worker.take(fds)
+    worker.serve(load)
     worker.flush()
     remove_temporary_directory(None)
     return 0
