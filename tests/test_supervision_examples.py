@@ -584,6 +584,17 @@ class TestStartUp:
         assert last(world, do.AssignSlot) == [do.AssignSlot(1, 0)]
         assert last(world, do.StartWorker) == [do.StartWorker(2)]
 
+    def test_a_spare_is_starting_until_it_is_forked(self):
+        """So long its start wants a core, and nobody should wait awake on that."""
+        world = serving(spares=1)
+        assert not world.core.roster.is_starting
+        world.submit(*jobs(2))
+        world.begins_job(0)
+        die(world)
+        seen = [world.core.roster.is_starting]
+        world.feed(ev.WorkerForked(2))
+        assert [*seen, world.core.roster.is_starting] == [True, False]
+
     def test_a_blank_spare_may_wait_without_end(self):
         """Only those that should be getting ready have a limit."""
         world = serving(spares=1)

@@ -15,17 +15,18 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from mmap import PAGESIZE
 from typing import Final
 
 from robust_eval.processes import system
+from robust_eval.processes.channels import high
 
 _IO_URING_SETUP, _IO_URING_REGISTER, _REGISTER_BUFFERS = 425, 427, 0
 _PARAMS_BYTES = 120
 _BUFFER = struct.Struct("PN")
-_MOST_PAGES = 2048  # 8 MiB, the usual RLIMIT_MEMLOCK, which all processes of a user share
+_MOST_PAGES = 1024  # 4 MiB, half of the usual RLIMIT_MEMLOCK, which all processes of a user share
 _MOST_BUFFERS = 1024  # of old kernels
 _MOST_LOOKED_AT_BYTES = 1 << 28
 # An entry of /proc/PID/pagemap, see proc(5)
@@ -33,23 +34,26 @@ _PRESENT, _OF_A_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
 _MESSAGE_BYTES: Final = 8 * _MOST_PAGES
 
 
-def _areas() -> Iterator[tuple[int, int, bool]]:
+def _areas(path: str) -> list[tuple[int, int, bool]]:
     """The private areas that this process may write to: begin, end, and whether a file lies below.
 
-    The small ones first, and of the rest what can be looked through in a few milliseconds.
+    Of large ones as many as can be looked through in a few milliseconds. Those with huge pages are left out where the
+    file tells of them: a pinned one would be copied whole.
+
+    Args:
+        path: `/proc/self/maps`, or `smaps`, which takes its time.
     """
-    found = []
-    for line in system.told("/proc/self/maps").splitlines():
-        bounds, permissions, _, _, inode, *_ = line.split()
-        begin, end = (int(bound, 16) for bound in bounds.split(b"-"))
-        if permissions == b"rw-p":
-            found.append((end - begin, begin, inode != b"0"))
-    looked_at = 0
-    for size, begin, of_a_file in sorted(found):
-        looked_at += size
-        if looked_at > _MOST_LOOKED_AT_BYTES:
-            return
-        yield begin, begin + size, of_a_file
+    found: list[tuple[int, int, bool]] = []
+    for line in system.told(path).splitlines():
+        first, *rest = line.split()
+        if first == b"AnonHugePages:" and rest[0] != b"0":
+            found.pop()
+        elif b"-" in first:
+            begin, end = (int(bound, 16) for bound in first.split(b"-"))
+            found.append((begin, end if rest[0] == b"rw-p" else begin, rest[3] != b"0"))
+    found.sort(key=lambda area: area[1] - area[0])
+    sums = itertools.accumulate(end - begin for begin, end, _ in found)
+    return [area for area, looked_at in zip(found, sums, strict=True) if looked_at <= _MOST_LOOKED_AT_BYTES]
 
 
 def _pages(area: tuple[int, int, bool], pagemap: int, flags: int) -> list[int]:
@@ -61,11 +65,11 @@ def _pages(area: tuple[int, int, bool], pagemap: int, flags: int) -> list[int]:
     return [begin + place * PAGESIZE for place, entry in enumerate(entries) if entry & asked == flags]
 
 
-def _own_pages(flags: int) -> list[tuple[list[int], bool]]:
+def _own_pages(path: str, flags: int) -> list[tuple[list[int], bool]]:
     """For each area: its pages with these flags, and whether a file lies below."""
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return [(_pages(area, pagemap, flags), area[2]) for area in list(_areas())]
+        return [(_pages(area, pagemap, flags), area[2]) for area in _areas(path)]
     finally:
         os.close(pagemap)
 
@@ -91,8 +95,9 @@ class Copies:
         self._ring = self._ours = self._theirs = -1
         if lists:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
-            self._ours, self._theirs = ours.detach(), theirs.detach()
+            self._ours, self._theirs = high(ours.detach()), high(theirs.detach())
+            os.set_blocking(self._ours, False)
+            self._identity = _identity(self._theirs)
 
     # -- in a worker
 
@@ -107,7 +112,9 @@ class Copies:
         if self._theirs < 0:
             return
         with suppress(OSError):
-            written = [page for pages, _ in _own_pages(_PRESENT | _EXCLUSIVE) for page in pages]
+            if _identity(self._theirs) != self._identity:
+                return  # a job has closed it, and has a file of its own there
+            written = [page for pages, _ in _own_pages("/proc/self/maps", _PRESENT | _EXCLUSIVE) for page in pages]
             os.write(self._theirs, array.array("Q", written[:_MOST_PAGES]).tobytes())
 
     # -- in the template
@@ -130,7 +137,7 @@ class Copies:
         os.close(self._theirs)
         self._ours = self._theirs = -1
         with suppress(OSError):
-            found = _own_pages(_PRESENT)
+            found = _own_pages("/proc/self/smaps", _PRESENT)
             if not _is_let_in():
                 return
             self._ring = _ring()
@@ -139,6 +146,11 @@ class Copies:
                 _register(self._ring, [page for pages, _ in both for page in pages])
             except OSError:  # kernels of old take no page with a file below
                 _register(self._ring, [page for pages, of_a_file in both for page in pages if not of_a_file])
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    stat = os.fstat(fd)
+    return stat.st_dev, stat.st_ino
 
 
 def _is_let_in() -> bool:

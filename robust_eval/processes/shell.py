@@ -103,7 +103,8 @@ class Shell:
             leisure_s = self._core.dispatcher.leisure_s
             if leisure_s:
                 self._patience.let_gather(leisure_s, self._wait_s(due_at))
-            for key, _ in self._patience.select(self._wait_s(earliest(due_at, self._report_at))):
+            wait = self._selector.select if self._core.roster.is_starting else self._patience.select
+            for key, _ in wait(self._wait_s(earliest(due_at, self._report_at))):
                 key.data()
             if self._driver.blocked:
                 self._driver.drain()

@@ -65,6 +65,11 @@ class Roster:
         """How many workers were ever started."""
         return self._next_worker_id
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether a worker without a slot is being started."""
+        return any(worker.state is WorkerState.STARTING for worker in self.spares.values())
+
     def replenish(self, now: float) -> None:
         """Fill the free slots and order what is missing, unless a backoff forbids it."""
         if self.sealed or now < self.start_at:
