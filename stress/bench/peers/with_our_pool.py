@@ -22,22 +22,15 @@ class Runner:
 
 class _Session:
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
+        from robust_eval.evaluators.ledger import Retries
+        from robust_eval.evaluators.settings import policy_of
         from robust_eval.processes.bundle import Bundle
         from robust_eval.processes.parcel import open_parcel, pack, unpack
         from robust_eval.processes.pending import Done, Submission
         from robust_eval.processes.pool import Pool, PoolSettings
         from robust_eval.processes.shelf import Shelf
 
-        policy = {
-            "num_workers": settings.num_workers,
-            "max_retries": 0,
-            "retry_on": [],
-            "grace_s": 0.0,
-            "kill_timeout_s": 10.0,
-            "start_timeout_s": 60.0,
-            "max_tasks_per_child": settings.max_tasks_per_child,
-            "max_start_failures": 3,
-        }
+        policy = policy_of(settings.num_workers, Retries(), max_tasks_per_child=settings.max_tasks_per_child)
         self._pack, self._submission_of, self._done = pack, Submission, Done
         self._open: Callable[[Any], Any] = lambda parcel: unpack(open_parcel(parcel))
         self._settings = settings

@@ -11,6 +11,7 @@ NAMES = (
     "pool_throughput",
     "round_trip",
     "fresh_process",
+    "fresh_process_large",
     "arrays",
     "payloads",
     "deadline_idle",
