@@ -138,7 +138,10 @@ QUICK: list[tuple[str, Callable[[], Any]]] = [
     ("modules", lambda: sys.meta_path.insert(0, object())),
     ("modules", lambda: sys.path_hooks.append(print)),
     ("resource limits", lambda: halve(resource.RLIMIT_NOFILE)),
-    ("core modules", lambda: setattr(os, "write", print)),
+    (
+        "core modules" if sys.version_info < (3, 12) else "functions of core modules",
+        lambda: setattr(os, "write", print),
+    ),
     ("hidden hooks or threads", lambda: sys.addaudithook(lambda *_: None)),
     ("settings", lambda: socket.setdefaulttimeout(1.0)),
     ("settings", lambda: threading.stack_size(65536)),
