@@ -30,17 +30,16 @@ def policy_of(
         InvalidArgument: a value is not allowed.
         InvalidArgumentType: a value has a type that is not allowed.
     """
-    tasks = None if max_tasks_per_child is None else parse_count("max_tasks_per_child", max_tasks_per_child)
     return {
         "num_workers": num_workers,
-        # Where each job takes a worker, a second one stands ready while the next is made: 7 % more jobs a second.
-        "spares": 2 if tasks == 1 and num_workers > 1 else 1,
         "max_retries": retries.limit,
         "retry_on": sorted(retries.kinds),
         "grace_s": parse_seconds("grace_period", grace_period, allow_zero=True) or 0.0,
         "kill_timeout_s": _bounded_seconds("kill_timeout", kill_timeout),
         "start_timeout_s": _bounded_seconds("start_timeout", start_timeout),
-        "max_tasks_per_child": tasks,
+        "max_tasks_per_child": (
+            None if max_tasks_per_child is None else parse_count("max_tasks_per_child", max_tasks_per_child)
+        ),
         "max_start_failures": parse_count("max_start_failures", max_start_failures),
     }
 
