@@ -679,9 +679,10 @@ class TestInbox:
 
     @pytest.mark.parametrize("policy", [{"ahead_s": 0.05}, {"max_depth": 1}, {"max_tasks_per_child": 1}])
     def test_nothing_lies_behind_a_job_where_it_must_not(self, policy: dict[str, Any]):
-        """Jobs that take long, and policies that want one at a time."""
+        """Jobs that take long, and policies that want one at a time; their results are waited for."""
         world = ahead(9, **policy)
         assert len(world.processes[0].holds()) == 1
+        assert world.core.dispatcher.leisure_s == 0.0
 
     def test_what_lies_ahead_waits_as_long_as_jobs_take(self):
         """A job may take twice the mean before what lies behind it is taken back; it then counts as a long one."""

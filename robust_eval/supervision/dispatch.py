@@ -118,7 +118,7 @@ class Dispatcher:
             for _ in range(room):
                 self._send(worker)
             worker.patience_s = patience_s
-            if depth == _AHEAD:
+            if depth == _AHEAD and len(worker.inbox) > 1:
                 self._ahead[worker.worker_id] = worker
 
     def _send(self, worker: WorkerRecord) -> None:
