@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _WEIGHT = 0.2  # of the latest duration in their mean
 _TURN_S = 0.015  # three times what a thread waits for its turn while another one computes
 _MOST_AHEAD = 2048  # calls a worker
+_ROUNDS_AHEAD = 3  # so many wait in the pool that each worker has its next call in its inbox
 _PORTION = 256
 _JOIN_S = 5.0
 _OPEN_SHARE = 4
@@ -108,6 +109,7 @@ class Calls:
         self._running: dict[int, Future[Any]] = {}
         self._mean_s = math.inf
         self._num_workers = int(settings.policy["num_workers"])
+        self._policy = Policy()
         # How many calls the pool has at once: those of the inboxes, which is one each unless they are short, and those
         # that are done until the thread which hands on more of them gets its turn.
         self._window = self._num_workers
@@ -321,7 +323,9 @@ class Calls:
                 mean_s = duration_s if mean_s == math.inf else mean_s + _WEIGHT * (duration_s - mean_s)
         self._mean_s = mean_s
         ahead = int(_TURN_S / max(mean_s, _TURN_S / _MOST_AHEAD))
-        self._window = self._num_workers * (Policy().depth(mean_s, 0) + ahead)
+        if mean_s <= self._policy.ahead_s:
+            ahead = max(ahead, _ROUNDS_AHEAD)
+        self._window = self._num_workers * (self._policy.depth(mean_s, 0) + ahead)
 
     def _give_up(self, refused: Failed) -> None:
         """No worker can be started: what waits fails of that, too, and the next call tries anew."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import importlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -350,6 +351,16 @@ def test_calls_that_take_no_time_are_not_handed_on_without_end(executor):
     assert [executor.submit(multiply, n, n).result(PATIENCE_S) for n in range(3)] == [0, 1, 4]
     executor._calls._observe([Done(0, b"", 1.0, 1.0, 1, 0)] * 200)
     assert 2 * 2000 < executor._calls._window < 2 * 3000
+
+
+def test_calls_of_a_tenth_of_a_second_have_the_next_ones_in_the_pool(executor):
+    """No worker waits for the driver between two of them; longer ones stay where they can be cancelled."""
+    windows = []
+    for duration_s in (0.1, 1.0):
+        executor._calls._mean_s = math.inf
+        executor._calls._observe([Done(0, b"", 1.0, 1.0 + duration_s, 1, 0)])
+        windows.append(executor._calls._window)
+    assert windows == [2 * 4, 2]
 
 
 def test_a_call_that_has_not_begun_can_be_cancelled(executor, tmp_path):
