@@ -30,6 +30,7 @@ from robust_eval.evaluators.serial import SerialEvaluator
 from robust_eval.evaluators.thread import ThreadPoolEvaluator
 from robust_eval.failure import Failure
 from robust_eval.job import Job
+from robust_eval.processes.patience import Patience
 from robust_eval.storage import MemoryStorage
 
 
@@ -665,6 +666,44 @@ def test_mailboxes_are_taken_in_time():
     assert list(taken) == [1, 2, 3]
     asyncio.run(mailbox.take_async(0, None, taken))
     assert list(taken) == [1, 2, 3]
+
+
+def test_a_mailbox_goes_with_its_last_reference():
+    """And what lies in it, without a collection."""
+    box = Mailbox()
+    box.put("item")
+    ended = weakref.finalize(box, int)
+    gc.disable()
+    try:
+        del box
+        assert not ended.alive
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("minimum", [1, 2])
+def test_items_that_come_every_moment_are_waited_for_awake(minimum, monkeypatch):
+    """A single one is: whoever waits for more sleeps until all are there, and so does who is not to wait."""
+    box = Mailbox()
+    looks: list[float | None] = []
+    look = box._look
+
+    def count(wait_s: float | None) -> list[bool]:
+        looks.append(wait_s)
+        return look(wait_s)
+
+    monkeypatch.setattr(box, "_patience", Patience(count))
+    monkeypatch.setattr(box, "_look", count)
+    box._patience._gap_s = 0.0
+    taken: deque[int] = deque()
+    box.take(1, 0, taken)
+    assert looks == [0]
+    thread = threading.Thread(target=lambda: [wait_until(lambda: len(looks) > 1), box.put_many([1] * minimum)])
+    thread.start()
+    box.take(minimum, None, taken)
+    thread.join()
+    assert list(taken) == [1] * minimum
+    assert looks[1] == (0 if minimum == 1 else None)
 
 
 def test_a_loop_thread_is_bounded():
