@@ -24,6 +24,7 @@ from waiting import is_alive, nothing_left, wait_until
 from robust_eval.errors import InvalidOutput
 from robust_eval.processes import system, tree, wire
 from robust_eval.processes import worker as worker_module
+from robust_eval.processes.begun import VARIABLE, BegunLog
 from robust_eval.processes.bundle import Bundle
 from robust_eval.processes.channels import Channels, high
 from robust_eval.processes.heard import Calls
@@ -194,6 +195,27 @@ def test_jobs_are_run_one_after_the_other():
         assert stamp is not None
         assert stamp == (4, reports[-1].begun_at)
         assert worker.end() == 0
+
+
+def places_of(path: str) -> list[int]:
+    """The numbers of the descriptors of this process that lead to a file."""
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - closed before it is gone through
+    return [number for number in numbers if os.path.realpath(f"/proc/self/fd/{number}") == path]
+
+
+def test_the_log_of_begun_jobs_is_where_no_job_meets_it(tmp_path, monkeypatch):
+    """A job that opens and closes files has the low numbers, and what is noted there would be written into its own."""
+    log = BegunLog(tmp_path / "log")
+    monkeypatch.setenv(VARIABLE, str(log.path))
+    with supervised(call) as worker:
+        failure, places = worker.run((places_of, str(log.path)))
+        assert failure is None
+        (place,) = places
+        lowest = high(os.open(os.devnull, os.O_RDONLY))
+        os.close(lowest)
+        assert place >= lowest
+        assert worker.end() == 0
+    log.close()
 
 
 def test_the_ledger_says_how_often_a_job_was_begun():

@@ -100,8 +100,8 @@ class Worker:
         self._birthmark = system.Birthmark()
         self._job_id = 0
         self._in_user_code = False
-        self._clear_refs = self._begun_log = -1
-        self._begun_path = take_path()
+        self._clear_refs = -1
+        self._begun_path, self._begun_log = take_path(), -1
         self._builtins = builtins
         self._baseline: Baseline | None = None
         self._garbage = Garbage()
@@ -117,8 +117,9 @@ class Worker:
         self._channels.take(fds)
         self._birthmark.renew()
         self._streams.take(self._channels.output)
-        if self._begun_path is not None:
-            self._begun_log = open_begun(self._begun_path)
+        self._clear_refs = _open_clear_refs()  # before the initializer, which may become another user
+        begun = open_begun(self._begun_path)
+        self._begun_log = high(begun) if begun >= 0 else -1
 
     def serve(self, load: Callable[[], Bundle]) -> None:
         """Take the slot, then run jobs until the inbox ends or the worker must not begin another one.
@@ -140,7 +141,6 @@ class Worker:
             self._garbage.settle()
         self._helpers = tree.living_children()
         self._kept_directory = temporary_directory()
-        self._clear_refs = _open_clear_refs()
         self._reset_peak()
         self._peak_bytes = _peak_bytes()  # of the jobs that are too short to be measured
         self._printed.begin(settings["marker"])
