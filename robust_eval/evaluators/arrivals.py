@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import sys
 import threading
 import time
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _HASTE_S: Final = 0.0005
 _GLANCE_S: Final = 0.5
-_CAN_YIELD: Final = hasattr(os, "sched_yield")  # not on Windows
 
 
 class Arrivals(Protocol):
@@ -131,7 +129,7 @@ class Mailbox:
         try:
             with self._lock:
                 self._wanted = minimum if len(self._items) < minimum else math.inf
-            awake = minimum == 1 and timeout != 0 and _CAN_YIELD
+            awake = minimum == 1 and timeout != 0
             (self._patience.select if awake else self._look)(timeout)
         finally:
             self._wanted = math.inf

@@ -137,10 +137,10 @@ class Copies:
         os.close(self._theirs)
         self._ours = self._theirs = -1
         with suppress(OSError):
-            found = _own_pages("/proc/self/smaps", _PRESENT)
             if not _is_let_in():
                 return
             self._ring = _ring()
+            found = _own_pages("/proc/self/smaps", _PRESENT)
             both = [(self._written.intersection(pages), of_a_file) for pages, of_a_file in found]
             try:
                 _register(self._ring, [page for pages, _ in both for page in pages])

@@ -18,6 +18,7 @@ _NAP_S = 0.008
 _MOMENT_S = 0.0003
 _SHARE = 0.2
 _MOST_GAP_S = 0.001
+_CAN_YIELD = hasattr(os, "sched_yield")  # not on Windows, where a driver's threads wait asleep
 _IN_VAIN = 1.5  # more, and a single wait that took long had all sleep for a dozen round trips, each twice as long
 _Ready = TypeVar("_Ready")
 
@@ -54,7 +55,7 @@ class Patience(Generic[_Ready]):
     def select(self, wait_s: float | None) -> list[_Ready]:
         """What is ready, after at most so many seconds; None for no bound."""
         begun_at = monotonic()
-        ready = self._watch(begun_at, wait_s) if self._gap_s < _MOMENT_S else []
+        ready = self._watch(begun_at, wait_s) if self._gap_s < _MOMENT_S and _CAN_YIELD else []
         if not ready:
             left_s = None if wait_s is None else max(0.0, wait_s - (monotonic() - begun_at))
             ready = self._look(left_s)
