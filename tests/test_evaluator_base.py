@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -177,6 +177,27 @@ def test_jobs_that_a_backend_does_not_take_are_not_waited_for(manual):
         manual.submit([{"refuse": 1}])
     manual._arrivals.put_many([(number, number) for number in range(4)])
     assert len(manual.gather("ALL")) == 4
+
+
+class Unreadable(UserDict):
+    def __deepcopy__(self, memo):
+        raise TypeError("no copies")
+
+    def keys(self):
+        raise TypeError("no keys")
+
+
+def test_the_first_jobs_are_on_their_way_while_others_are_made(manual, monkeypatch):
+    """Of many plain configurations; where one may fail to be copied, all are made before any of them is sent."""
+    made = []
+    begin = manual._begin
+    monkeypatch.setattr(manual, "_begin", lambda jobs: (made.append(len(manual.storage.load_search("0"))), begin(jobs)))
+    many = [{"x": number} for number in range(300)]
+    manual.submit(many)
+    assert made == [4 + 64, 4 + 64 + 128, 4 + 300]
+    with pytest.raises(TypeError, match="no keys"):
+        manual.submit([*many, Unreadable(x=1)])
+    assert len(manual.begun) == manual.num_jobs_submitted == len(manual.storage.load_search("0")) == 304
 
 
 def test_a_gathered_job_is_recorded(manual):

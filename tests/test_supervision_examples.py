@@ -677,6 +677,18 @@ class TestInbox:
             world.results(0)
             assert last(world, do.SendJob) == sent
 
+    def test_the_next_job_lies_behind_one_that_was_submitted_before_it(self):
+        """Workers that got their jobs when no other one waited are caught up with, save where one takes long."""
+        world = serving(hold_up_s=0.005, max_depth=9, num_workers=3)
+        world.core.dispatcher.mean_s = 0.1
+        world.submit(ev.JobSpec(0, None))
+        world.now = 0.25
+        world.submit(ev.JobSpec(1, None))
+        world.submit(*(ev.JobSpec(job_id, None) for job_id in range(2, 11)))
+        held = sorted([job_id for job_id, _ in process.holds()] for process in world.processes.values())
+        assert [len(each) for each in held] == [1, 2, 2]
+        assert held[:2] == [[0], [1, held[1][1]]]
+
     @pytest.mark.parametrize("policy", [{"ahead_s": 0.05}, {"max_depth": 1}, {"max_tasks_per_child": 1}])
     def test_nothing_lies_behind_a_job_where_it_must_not(self, policy: dict[str, Any]):
         """Jobs that take long, and policies that want one at a time; their results are waited for."""

@@ -745,6 +745,21 @@ def test_results_of_short_jobs_are_found_before_they_are_sent():
         assert worker.next().job_id == 2
 
 
+def test_a_result_waits_for_no_long_job(tmp_path):
+    """Of few jobs at once each is told of, and so is one that took long itself."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with supervised(call) as worker:
+        send_together(worker, (int,), (gate.read_text,))
+        assert worker.next().job_id == 0
+        gate.write_text("go on")
+        assert worker.next().job_id == 1
+        send_together(worker, (time.sleep, 0.01), (gate.read_text,), (int,))
+        assert worker.next().job_id == 0
+        gate.write_text("go on")
+        assert [worker.next().job_id for _ in range(2)] == [1, 2]
+
+
 def test_what_a_dead_worker_had_finished_is_there():
     """The page outlives it: only what it had begun is lost."""
     with supervised(call) as worker:

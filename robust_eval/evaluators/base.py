@@ -229,10 +229,7 @@ class Evaluator(Backend, Gathering, Lasting, Dumping):
                 asked_for = len(checked)
                 checked = self._repeats.without(checked, self.jobs)
                 self.num_jobs_skipped += asked_for - len(checked)
-            jobs = [self._job_of(config) for config in checked]
-            for job, job_id in zip(jobs, self._ids_of(jobs), strict=True):
-                job.id = job_id
-            self._announce(jobs, per_job)
+            self._announce(self._new_jobs(checked, together=bool(per_job)), per_job)
         self._notifier.raise_stop()
 
     def _job_of(self, config: Mapping[str, Any]) -> Job:

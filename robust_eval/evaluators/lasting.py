@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from robust_eval.errors import ASKED_TO_END, EvaluatorClosed, InvalidArgument, StorageError
 from robust_eval.evaluators.arrivals import Mailbox
@@ -15,10 +15,11 @@ from robust_eval.evaluators.sigterm import exit_on_sigterm
 from robust_eval.failure import Failure
 from robust_eval.job import Job, JobStatus
 from robust_eval.limits import parse_count
+from robust_eval.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from robust_eval.evaluators.arrivals import Arrivals
     from robust_eval.evaluators.notify import Notifier
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from robust_eval.storage.durable import Kept
 
 _TIMESTAMP = "timestamp"
+_Item = TypeVar("_Item")
 _FIRST_PORTION, _PORTION = 64, 512  # jobs; to pickle so many takes some milliseconds at most
 
 
@@ -85,6 +87,9 @@ class Lasting:
     def _inbox(self) -> Arrivals:
         raise NotImplementedError
 
+    def _job_of(self, config: Mapping[str, Any]) -> Job:
+        raise NotImplementedError
+
     def _dispatch(self, jobs: list[Job], options: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
@@ -96,6 +101,28 @@ class Lasting:
         raise NotImplementedError
 
     # -- jobs on their way into the storage
+
+    def _new_jobs(self, configs: Sequence[Mapping[str, Any]], *, together: bool) -> Iterable[list[Job]]:
+        """Make jobs of configurations, in portions: the first ones run while others are made.
+
+        Before any of them is on its way they are all made where the storage may refuse one, or a mapping of the user's
+        fail to be copied.
+
+        Args:
+            configs: the configurations.
+            together: whether they go on their way as one portion.
+        """
+        unfailing = type(self._storage) is MemoryStorage and set(map(type, configs)) == {dict}
+        if unfailing and not together:
+            return map(self._made, _portions(configs))
+        jobs = self._made(configs)
+        return [jobs] if together else _portions(jobs)
+
+    def _made(self, configs: Sequence[Mapping[str, Any]]) -> list[Job]:
+        jobs = [self._job_of(config) for config in configs]
+        for job, job_id in zip(jobs, self._ids_of(jobs), strict=True):
+            job.id = job_id
+        return jobs
 
     def _ids_of(self, jobs: list[Job]) -> list[str]:
         """Keep the configurations of new jobs, before they can run."""
@@ -176,7 +203,7 @@ class Lasting:
                 if kept.gathered is not None:
                     job.metadata["timestamp_gather"] = kept.gathered
                 job.status = JobStatus.DONE if kept.gathered is not None else JobStatus.RUNNING
-        self._announce(kinds["again"], per_job)
+        self._announce([kinds["again"]] if per_job else _portions(kinds["again"]), per_job)
         for job in kinds["lost"]:
             job.fail(_lost(self._max_attempts))
         self._inbox.put_many(kinds["lost"])
@@ -196,17 +223,13 @@ class Lasting:
             return "settled"
         return "lost" if kept.attempts >= self._max_attempts else "again"
 
-    def _announce(self, jobs: list[Job], per_job: Mapping[str, Any]) -> None:
+    def _announce(self, portions: Iterable[list[Job]], per_job: Mapping[str, Any]) -> None:
         """Send jobs, which have their ids, on their way.
 
-        In portions that grow, so that the first ones run while others are pickled; limits that are given for these jobs
-        are looked at before any of them is sent.
+        Limits that are given for these jobs are looked at before any of a portion is sent.
         """
         now = time.monotonic() - self._created_at
-        size = _FIRST_PORTION if not per_job else len(jobs)
-        sent = 0
-        while portion := jobs[sent : sent + size]:
-            sent, size = sent + size, min(2 * size, _PORTION)
+        for portion in portions:
             for job in portion:
                 job.status, job.submitted_at = JobStatus.RUNNING, now
                 self._notifier.notify(self._callbacks, "on_launch", job)
@@ -290,6 +313,14 @@ class Lasting:
             except SystemExit:
                 self.close()
                 raise
+
+
+def _portions(items: Sequence[_Item]) -> Iterator[list[_Item]]:
+    """All of these in portions that grow, none of them empty."""
+    sent, size = 0, _FIRST_PORTION
+    while portion := list(items[sent : sent + size]):
+        yield portion
+        sent, size = sent + size, min(2 * size, _PORTION)
 
 
 def _lost(attempts: int) -> Failure:

@@ -137,9 +137,10 @@ class Outbox:
             discard(parcel)
             return
         header = wire.report_header(wire.RESULT, flags, failure, len(parcel), job_id, measures)
-        ended_at, end = measures[1], self._held_bytes + len(header) + len(parcel)
+        begun_at, ended_at, _ = measures
+        end = self._held_bytes + len(header) + len(parcel)
         if not self._held_bytes:
-            self._held_since = ended_at
+            self._held_since = begun_at  # not its end: that of a long job goes at once, since the next takes long, too
         if not held or end > HELD_BYTES or ended_at - self._held_since > _HOLD_S:
             self._flush_with([header, parcel], [])
             return

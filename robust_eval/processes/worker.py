@@ -60,6 +60,7 @@ from robust_eval.processes.streams import Printed, Streams
 _FORK_S = 0.00003  # no interpreter makes a process in less; any other is found with the last job of a message
 # Where in the page of numbers and instants
 _BEGUN, _STOP = BEGUN_AT // 8, STOP_AT // 8
+_FEW = 2  # jobs, of a millisecond or more each: nobody waits for the result of one until the next is over
 _LONG_MESSAGE = 64  # jobs; what is done is told halfway, so that the next ones are there before the last is over
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _KINDS = {kind: index for index, kind in enumerate(wire.KINDS)}
@@ -148,12 +149,13 @@ class Worker:
         packets: list[wire.Packet] = []
         while packets := self._next_packets(len(packets)):
             half = len(packets) // 2 if len(packets) >= _LONG_MESSAGE else 0
+            told = {half, len(packets)} if len(packets) > _FEW else range(1, len(packets) + 1)
             for index, packet in enumerate(packets, 1):
                 if not self._may_begin(packet):
                     discard(packet.payload)
                     continue
                 tasks_left = None if tasks_left is None else tasks_left - 1
-                if not self._work(packet, bundle.runner, more=index not in {half, len(packets)}, last=tasks_left == 0):
+                if not self._work(packet, bundle.runner, more=index not in told, last=tasks_left == 0):
                     return
             self._outbox.flush()
 

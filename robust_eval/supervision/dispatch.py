@@ -39,6 +39,7 @@ class Dispatcher:
         self._book = book
         self._refill: dict[int, WorkerRecord] = {}
         self._ahead: dict[int, WorkerRecord] = {}
+        self._alone: dict[int, WorkerRecord] = {}  # those for whose inbox there was no second job yet
         self.mean_s = _UNKNOWN
 
     @property
@@ -74,10 +75,12 @@ class Dispatcher:
     def forget(self, worker: WorkerRecord) -> None:
         """The worker is gone."""
         self._ahead.pop(worker.worker_id, None)
+        self._alone.pop(worker.worker_id, None)
 
     def dispatch(self, now: float) -> None:
         """Give every idle worker a job, then fill the inboxes of those that finished short jobs."""
         book, idle = self._book, self._roster.idle
+        alone = self._alone
         if book.queued:
             while book.queued and idle:
                 worker = idle.popitem()[1]
@@ -89,13 +92,25 @@ class Dispatcher:
                 self._refill[worker.worker_id] = worker
             depth = self._policy.depth(self.mean_s, book.queued)
             if depth > 1 and book.queued:
+                self._catch_up(now)
                 self._fill(depth)
+                alone = {}  # whoever has a single job now may not have more
         for worker in self._refill.values():
             if worker.state is _BUSY:
                 self.watch(worker)
+                if len(worker.inbox) == 1:
+                    alone[worker.worker_id] = worker
         if idle and self._ahead and not book.queued:
             self._share()
         self._refill.clear()
+
+    def _catch_up(self, now: float) -> None:
+        """Fill the inboxes, too, of those that got their job when no other one waited, unless it takes long."""
+        patience_s = self._policy.patience_s(self.mean_s)
+        for worker in self._alone.values():
+            if worker.state is _BUSY and now - worker.since < patience_s:
+                self._refill[worker.worker_id] = worker
+        self._alone.clear()
 
     def _share(self) -> None:
         """Take back what lies behind a job, for the workers that have none."""
