@@ -143,15 +143,19 @@ class Garbage:
         gc.collect()
         self._freeze()
         self._full_collections = _full_collections()
-        self._remember()
+        self._leave_none_young()
 
     def _freeze(self) -> None:
         gc.freeze()
         self._modules = len(sys.modules)
         self._cost_s = 0.0
 
-    def _remember(self) -> None:
+    @staticmethod
+    def _leave_none_young() -> None:
         gc.collect(0)  # the second count is positive now: that of a job which collects everything is not
+
+    def begin(self) -> None:
+        """A job begins. What comes and goes between jobs is none of theirs."""
         self._counts = gc.get_count()
 
     def collect(self, spent_s: float, clock: Callable[[], float]) -> None:
@@ -175,7 +179,7 @@ class Garbage:
                     gc.collect(1)
                 elif had_all or spent_s >= _COLLECTION_SHARE * self._cost_s:
                     self._collect_all(clock)
-            self._remember()
+            self._leave_none_young()
 
     def _collect_all(self, clock: Callable[[], float]) -> None:
         begun_at = clock()

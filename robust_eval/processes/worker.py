@@ -235,6 +235,7 @@ class Worker:
         self._ledger[job_id % LEDGER_BYTES] = attempt if attempt < LEDGER_OVER else LEDGER_OVER - 1
         if self._begun_log >= 0:
             note_begun(self._begun_log, job_id)
+        self._garbage.begin()
         # In a context of its own: `decimal` and numpy keep there how they calculate.
         failure, parcel = copy_context().run(self._call, packet, runner)
         self._end_in_a_child()
