@@ -284,10 +284,7 @@ class Baseline:
         stdout, stderr, stdin = self._streams
         if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not stdin:
             return "standard streams"
-        now = self._look()
-        if now != self._was:
-            return _differing(self._NAMES, now, self._was)
-        return self._changed_by_calls()
+        return _differing(self._NAMES, self._look(), self._was) or self._changed_by_calls()
 
     def _changed_by_calls(self) -> str | None:
         calls = self._calls
@@ -323,6 +320,8 @@ class Baseline:
 
 
 def _differing(names: tuple[str, ...], now: tuple[object, ...], was: tuple[object, ...]) -> str | None:
+    if now == was:
+        return None
     return next((name for name, is_, before in zip(names, now, was, strict=True) if is_ != before), None)
 
 
