@@ -258,6 +258,25 @@ def test_it_is_looked_at_when_it_could_next_be_over(eater: Helper, watched: Mete
     assert 1.9 < at <= 2.0
 
 
+def test_trees_are_looked_at_together(eater: Helper):
+    """Whose jobs began within a few moments: the supervisor is woken once for them, and for none too late."""
+    meter = Meter()
+    begins = [10.0 + 0.0001 * worker_id for worker_id in range(40)]
+    try:
+        for worker_id, begun_at in enumerate(begins):
+            meter.add(worker_id, eater.pid)
+            meter.begin(worker_id, 2**30, begun_at)
+        woken_at = []
+        while (at := meter.next_at()) is not None:
+            woken_at.append(at)
+            for worker_id in meter.due(at):
+                assert 0.9 * 2**30 / (6 * 2**30) < at - begins[worker_id] <= 2**30 / (6 * 2**30)
+        assert len(woken_at) <= 2
+    finally:
+        for worker_id in range(40):
+            meter.remove(worker_id)
+
+
 def test_a_smaller_limit_is_looked_at_sooner(watched: Meter):
     """A job with a limit behind one without does not wait for the look that was due for the other."""
     watched.begin(1, None, 0.0)

@@ -14,6 +14,7 @@ good as a look, and costs none.
 
 import contextlib
 from heapq import heappop, heappush
+from math import frexp, ldexp
 from time import monotonic
 
 from robust_eval.processes.footprint import Count, Tree, free_bytes
@@ -25,6 +26,7 @@ _GROWTH_BYTES = 2**20
 _PACE, _PACE_IN_NEED = 10, 2
 _HEADLESS_S = 0.5
 _PART_S = 0.002
+_GRID_BITS = 5
 
 
 class _Watch:
@@ -52,7 +54,7 @@ class _Watch:
     def known_until(self) -> float:
         """Until when it cannot be over its limit, by what it has told. A tree that is stopped is not put off."""
         at, used = self.told
-        return at + _interval_s(self.limit, used) if self.alone and self.count is None else 0.0
+        return _next_look(at, self.limit, used) if self.alone and self.count is None else 0.0
 
     def is_stale(self, now: float) -> bool:
         """Whether the exact sum should be asked again."""
@@ -97,7 +99,7 @@ class Meter:
         watch.let_go()
         watch.limit = limit
         watch.peak = watch.shared = 0
-        self._arm(worker_id, watch, now + _interval_s(limit, watch.used))
+        self._arm(worker_id, watch, _next_look(now, limit, watch.used))
 
     def told(self, worker_id: int, used: int, at: float) -> None:
         """The worker's own process held no more than this at that instant."""
@@ -165,7 +167,7 @@ class Meter:
             return used, watch.limit
         watch.shared = max(0, watch.resident - used)
         watch.let_go()
-        self._arm(worker_id, watch, now + _interval_s(watch.limit, used))
+        self._arm(worker_id, watch, _next_look(now, watch.limit, used))
         return None
 
     def _is_suspicious(self, worker_id: int, watch: _Watch, now: float) -> bool:
@@ -186,7 +188,8 @@ class Meter:
         watch.used = used
         watch.peak = max(watch.peak, used)
         # To look at a hundred processes takes a while, in which they fill memory.
-        self._arm(worker_id, watch, now + max(_SHORTEST_S, _interval_s(limit, used, grows=grows) - cost_s, cost_s))
+        at = _next_look(now, limit, used, grows=grows)
+        self._arm(worker_id, watch, max(now + _SHORTEST_S, at - cost_s, now + cost_s))
         return False
 
     def let_go(self, worker_id: int) -> None:
@@ -222,9 +225,14 @@ def _tolerance_bytes(limit: int) -> int:
     return max(limit // 10, _LEAST_TOLERANCE_BYTES)
 
 
-def _interval_s(limit: int | None, used: int, *, grows: bool = False) -> float:
-    """How long a tree of this size may be left alone."""
-    if limit is None:
-        return _LONGEST_S
-    headroom = max(0 if grows else _tolerance_bytes(limit) // 2, limit - used)
-    return min(_LONGEST_S, max(_SHORTEST_S, headroom / _FILL_BYTES_PER_S))
+def _next_look(now: float, limit: int | None, used: int, *, grows: bool = False) -> float:
+    """When a tree of this size must be looked at, or up to a sixteenth of the time sooner: when others are due as well.
+
+    A supervisor that is woken for each of many trees spends more on that than on the looks.
+    """
+    interval_s = _LONGEST_S
+    if limit is not None:
+        headroom = max(0 if grows else _tolerance_bytes(limit) // 2, limit - used)
+        interval_s = min(_LONGEST_S, max(_SHORTEST_S, headroom / _FILL_BYTES_PER_S))
+    at = now + interval_s
+    return at - at % ldexp(1.0, frexp(interval_s)[1] - _GRID_BITS)
