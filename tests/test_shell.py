@@ -83,11 +83,14 @@ class Raw:
         self.sock.sendall(wire.frame((orders.SUBMIT, jobs)))
 
     def outcomes(self, count: int) -> dict[int, Any]:
-        """The values of so many jobs that are done."""
+        """The values of so many jobs that are done, passing over the answer to a question."""
         found: dict[int, Any] = {}
         while len(found) < count:
             assert self.frames.read()
-            for _, done, failed, _ in self.frames.messages():
+            for kind, *said in self.frames.messages():
+                if kind != orders.SETTLED:
+                    continue
+                done, failed, _ = said
                 assert not failed
                 found.update((job_id, wire.unportable(parcel, self.frames.fds)) for job_id, parcel, *_ in done)
         return found
@@ -161,7 +164,7 @@ def test_a_driver_that_reads_slowly_gets_everything(raw: Raw):
     assert select.select([raw.sock], [], [], PATIENCE_S)[0]
     first = raw.outcomes(1)
     raw.sock.sendall(wire.frame((orders.TELL,)))
-    first.update(drained(raw, 30 - len(first)))
+    first.update(raw.outcomes(30 - len(first)))
     raw.submit(*[inline(120_000)] * 12)
     more = raw.outcomes(2)
     raw.sock.sendall(wire.frame((orders.CLOSE,)))
@@ -170,17 +173,6 @@ def test_a_driver_that_reads_slowly_gets_everything(raw: Raw):
     while raw.frames.read():
         list(raw.frames.messages())
     assert raw.code() == 0
-
-
-def drained(raw: Raw, count: int) -> dict[int, Any]:
-    """As `outcomes`, passing over the answer to a question."""
-    found: dict[int, Any] = {}
-    while len(found) < count:
-        assert raw.frames.read()
-        for message in raw.frames.messages():
-            if message[0] == orders.SETTLED:
-                found.update((job_id, parcel) for job_id, parcel, *_ in message[1])
-    return found
 
 
 def test_a_driver_that_vanishes_with_outcomes_unread_ends_the_supervisor(raw: Raw):
