@@ -232,7 +232,8 @@ class Lasting:
         for portion in portions:
             for job in portion:
                 job.status, job.submitted_at = JobStatus.RUNNING, now
-                self._notifier.notify(self._callbacks, "on_launch", job)
+                if self._callbacks:
+                    self._notifier.notify(self._callbacks, "on_launch", job)
             # Counted once they are on their way: nobody waits for jobs that a backend did not take. After an interrupt
             # in between nobody knows, and each is counted as it arrives.
             try:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def lendable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The large arrays of a configuration; none where it holds anything but these and plain values."""
-    if type(config) is not dict:
+    if type(config) is not dict or ATOMS.issuperset(map(type, config.values())):
         return {}
     others = {name: value for name, value in config.items() if type(value) not in ATOMS}
-    if others and all(is_array_of_numbers(value) and _is_large(value) for value in others.values()):
+    if all(is_array_of_numbers(value) and _is_large(value) for value in others.values()):
         return others
     return {}
 
@@ -47,9 +47,10 @@ def settle_loans(job: Job, parcel: Parcel | None) -> None:
         job: the job, pickled with nothing but its configuration.
         parcel: what it was pickled into; None where that is of no use.
     """
-    names = job.__dict__.pop("_lent", None)
+    names = getattr(job, "_lent", None)  # not by its `__dict__`, which each of a million jobs would then get
     if names is None:
         return
+    del job._lent  # type: ignore[attr-defined]  # noqa: SLF001 - our own
     try:
         own = unpack(view(parcel))[1] if isinstance(parcel, Memory) else None
     except OSError:  # it cannot be mapped

@@ -22,6 +22,7 @@ from robust_eval.processes.parcel import Memory, Parcel, pack
 from robust_eval.processes.pending import Done, Failed, Submission
 from robust_eval.processes.pool import Pool, PoolSettings
 from robust_eval.processes.stream import MOST_DESCRIPTORS
+from robust_eval.processes.wire import new_named
 
 if TYPE_CHECKING:
     import os
@@ -210,7 +211,6 @@ class ProcessPoolEvaluator(Evaluator):
         limits = [self._limits_of(job, options) for job in jobs] if options else None
         default = (self._job_timeout, self._memory_limit)
         submissions: list[Submission] = []
-        expected: dict[int, str] = {}
         files = 0
         for index, job in enumerate(jobs):
             number, self._next_number = self._next_number, self._next_number + 1
@@ -227,18 +227,17 @@ class ProcessPoolEvaluator(Evaluator):
                 self._settling.refuse(number, job, failure)
             else:
                 self._settling.expect(number, job)
-                expected[number] = job.id
                 log = None if self._log_dir is None else str(self._log_dir / f"{job.id}.log")
-                submissions.append(Submission(number, parcel, timeout_s, memory_limit, 0, log))
+                submissions.append(new_named(Submission, (number, parcel, timeout_s, memory_limit, 0, log)))
                 files += isinstance(parcel, Memory)
                 if files == MOST_DESCRIPTORS:  # else a thousand large jobs would take every descriptor there is
-                    self._hand_over(submissions, expected)
-                    submissions, expected, files = [], {}, 0
-        self._hand_over(submissions, expected)
+                    self._hand_over(submissions)
+                    submissions, files = [], 0
+        self._hand_over(submissions)
 
-    def _hand_over(self, submissions: list[Submission], expected: dict[int, str]) -> None:
+    def _hand_over(self, submissions: list[Submission]) -> None:
         if self._keeper is not None:
-            self._keeper.expect(expected)
+            self._keeper.expect(self._settling.ids(submission.job_id for submission in submissions))
         if submissions:
             self._pool.submit(submissions)
 

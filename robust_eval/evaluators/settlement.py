@@ -16,7 +16,7 @@ from robust_eval.processes.parcel import Landed, discard, needs_proof, open_parc
 from robust_eval.processes.pending import Done, Failed, Settled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from robust_eval.evaluators.arrivals import Arrivals
     from robust_eval.job import Job
@@ -55,6 +55,10 @@ class Settling:
         """The id of a job, by the number that the pool knows it by."""
         job = self._jobs.get(number)
         return None if job is None else job.id
+
+    def ids(self, numbers: Iterable[int]) -> dict[int, str]:
+        """The ids of jobs that the pool gets, by their numbers."""
+        return {number: self._jobs[number].id for number in numbers}
 
     def refuse(self, number: int, job: Job, failure: Failure) -> None:
         """The pool does not get this job: it failed here."""
