@@ -8,6 +8,7 @@ from waiting import wait_until
 from robust_eval import Evaluator, InvalidArgument, SearchBroken
 from robust_eval.evaluators.tally import Tally
 from robust_eval.processes.health import Health
+from robust_eval.supervision.actions import Outcome
 
 pytestmark = pytest.mark.unmeasured  # whole ways: their parts are measured in tests of their own
 
@@ -128,4 +129,4 @@ def test_the_slot_of_the_last_worker_is_remembered():
     health = Health(0.0)
     for worker in range(4):
         health.assigned(worker, 7)
-    assert [health.slot(worker) for worker in (1, 2, 3, None)] == [None, 7, 7, None]
+    assert [health.settled(Outcome(None), worker) for worker in (1, 2, 3, None)] == [None, 7, 7, None]

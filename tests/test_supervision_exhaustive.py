@@ -19,7 +19,7 @@ import pytest
 from robust_eval.supervision import events as ev
 from robust_eval.supervision import records
 from robust_eval.supervision.policy import Policy
-from robust_eval.supervision.transitions import JOB_TRANSITIONS, WORKER_TRANSITIONS
+from robust_eval.supervision.transitions import JOB_TRANSITIONS, WORKER_TRANSITIONS, Transitions
 from stress.books import DEAD
 from stress.search import PATIENT, explore, stuck
 from stress.virtual import Move, World
@@ -127,16 +127,13 @@ seen: set[tuple[object, str]] = set()
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remember which entries of the tables were used."""
 
-    def worker(state: Any, cause: str) -> Any:
-        seen.add((state.name, cause))
-        return WORKER_TRANSITIONS[state, cause]
+    class Watched(Transitions[Any]):
+        def __getitem__(self, key: tuple[Any, str]) -> Any:
+            seen.add((key[0].name, key[1]))
+            return super().__getitem__(key)
 
-    def job(state: Any, cause: str) -> Any:
-        seen.add((state.name, cause))
-        return JOB_TRANSITIONS[state, cause]
-
-    monkeypatch.setattr(records, "next_worker_state", worker)
-    monkeypatch.setattr(records, "next_job_state", job)
+    monkeypatch.setattr(records, "WORKER_TRANSITIONS", Watched("worker", WORKER_TRANSITIONS))
+    monkeypatch.setattr(records, "JOB_TRANSITIONS", Watched("job", JOB_TRANSITIONS))
 
 
 @pytest.fixture

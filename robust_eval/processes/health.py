@@ -35,14 +35,15 @@ class Health:
         if len(holders) > _REMEMBERED:
             del self._slots[holders.popleft()]
 
-    def slot(self, worker_id: int | None) -> int | None:
-        """The slot of a worker that ran a job; None where nobody did."""
-        return None if worker_id is None else self._slots.get(worker_id)
+    def settled(self, outcome: Outcome, worker_id: int | None) -> int | None:
+        """A job settled: its last attempt kept a worker busy.
 
-    def settled(self, outcome: Outcome) -> None:
-        """A job settled: its last attempt kept a worker busy."""
+        Returns:
+            The slot of the worker that ran it; None where nobody did.
+        """
         if outcome.begun_at is not None and outcome.ended_at is not None:
             self._busy_s += outcome.ended_at - outcome.begun_at
+        return None if worker_id is None else self._slots.get(worker_id)
 
     def describe(
         self,

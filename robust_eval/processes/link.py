@@ -84,9 +84,9 @@ class DriverLink:
 
     def portable(self, parcel: Parcel) -> bytes | int:
         """A parcel as it stands in the next message: in its file, unless the driver reads none and it is small."""
-        if isinstance(parcel, Memory) and not self.under_way.has_room(len(self.fds)):
-            parcel = read_out(parcel)
-        return wire.portable(parcel, self.fds)
+        if not isinstance(parcel, Memory):
+            return parcel
+        return wire.portable(parcel if self.under_way.has_room(len(self.fds)) else read_out(parcel), self.fds)
 
 
 class Log:

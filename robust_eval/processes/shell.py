@@ -272,18 +272,17 @@ class Shell:
 
     def _settle(self, action: act.SettleJob) -> None:
         outcome = action.outcome
-        self._health.settled(outcome)
+        slot = self._health.settled(outcome, action.worker_id)
         entry = self._jobs.pop(action.job_id)
-        self._in_files.discard(action.job_id)
-        discard(entry.parcel)
+        if type(entry.parcel) is not bytes:
+            self._in_files.discard(action.job_id)
+            discard(entry.parcel)
         if self._gone_by is not None:
             _discard_all(outcome)
             return
-        driver = self._driver
-        if driver.full:
+        payload, driver = outcome.payload, self._driver
+        if driver.fds and driver.full:
             driver.flush()
-        payload = outcome.payload
-        slot = self._health.slot(action.worker_id)
         if outcome.kind is None and isinstance(payload, Finished):
             shown = driver.portable(payload.parcel)
             run = (outcome.begun_at, outcome.ended_at, outcome.attempts, payload.peak_bytes)

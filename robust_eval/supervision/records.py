@@ -4,7 +4,7 @@ from collections import deque
 from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, NamedTuple
 
-from robust_eval.supervision.transitions import JobState, WorkerState, next_job_state, next_worker_state
+from robust_eval.supervision.transitions import JOB_TRANSITIONS, WORKER_TRANSITIONS, JobState, WorkerState
 
 if TYPE_CHECKING:
     from robust_eval.supervision.actions import Outcome, SettleJob
@@ -56,7 +56,7 @@ class JobRecord:
 
     def move(self, cause: str) -> None:
         """Change the state along the table."""
-        self.state = next_job_state(self.state, cause)
+        self.state = JOB_TRANSITIONS[self.state, cause]
 
 
 class WorkerRecord:
@@ -111,7 +111,7 @@ class WorkerRecord:
 
     def move(self, cause: str) -> None:
         """Change the state along the table."""
-        self.state = next_worker_state(self.state, cause)
+        self.state = WORKER_TRANSITIONS[self.state, cause]
 
 
 class Timers:

@@ -1,10 +1,12 @@
 """The legal transitions of workers and jobs, each in one literal table.
 
-The documentation's state diagrams are drawn from these tables, and the core changes a state nowhere else than
-through `next_worker_state` and `next_job_state`: a transition that is not in the table is a bug of ours.
+The documentation's state diagrams are drawn from these tables, and the core changes a state nowhere else than in the
+`move` of a record, by what they say: a transition that is not in the table is a bug of ours.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import NoReturn, TypeVar
 
 from robust_eval.errors import InternalError
 
@@ -36,8 +38,28 @@ class JobState(IntEnum):
 
 _W = WorkerState
 _J = JobState
+_State = TypeVar("_State", bound=IntEnum)
 
-WORKER_TRANSITIONS: dict[tuple[WorkerState, str], WorkerState] = {
+
+class Transitions(dict[tuple[_State, str], _State]):
+    """The state after each cause, by the one before and the cause.
+
+    Args:
+        whose: "worker" or "job".
+        table: what may happen.
+    """
+
+    def __init__(self, whose: str, table: Mapping[tuple[_State, str], _State]) -> None:
+        super().__init__(table)
+        self._whose = whose
+
+    def __missing__(self, key: tuple[_State, str]) -> NoReturn:
+        """Raise `InternalError`: that cannot be."""
+        state, cause = key
+        raise InternalError(f"a {self._whose} that is {state.name} cannot be {cause!r}")
+
+
+_OF_WORKERS: dict[tuple[WorkerState, str], WorkerState] = {
     (_W.STARTING, "forked"): _W.BLANK,
     (_W.STARTING, "assigned"): _W.INITIALIZING,
     (_W.BLANK, "assigned"): _W.INITIALIZING,
@@ -75,7 +97,7 @@ WORKER_TRANSITIONS: dict[tuple[WorkerState, str], WorkerState] = {
     },
 }
 
-JOB_TRANSITIONS: dict[tuple[JobState, str], JobState] = {
+_OF_JOBS: dict[tuple[JobState, str], JobState] = {
     (_J.QUEUED, "sent"): _J.SENT,
     (_J.QUEUED, "never begun"): _J.SETTLED,
     (_J.SENT, "taken back"): _J.QUEUED,
@@ -86,28 +108,5 @@ JOB_TRANSITIONS: dict[tuple[JobState, str], JobState] = {
     (_J.ENDING, "failed, retried"): _J.QUEUED,
 }
 
-
-def next_worker_state(state: WorkerState, cause: str) -> WorkerState:
-    """The state after `cause`.
-
-    Raises:
-        InternalError: the table has no such transition.
-    """
-    try:
-        return WORKER_TRANSITIONS[state, cause]
-    except KeyError:
-        msg = f"a worker that is {state.name} cannot be {cause!r}"
-        raise InternalError(msg) from None
-
-
-def next_job_state(state: JobState, cause: str) -> JobState:
-    """The state after `cause`.
-
-    Raises:
-        InternalError: the table has no such transition.
-    """
-    try:
-        return JOB_TRANSITIONS[state, cause]
-    except KeyError:
-        msg = f"a job that is {state.name} cannot be {cause!r}"
-        raise InternalError(msg) from None
+WORKER_TRANSITIONS = Transitions("worker", _OF_WORKERS)
+JOB_TRANSITIONS = Transitions("job", _OF_JOBS)
