@@ -252,6 +252,9 @@ class Pool:
 
         That is done first: a job may settle before the next line runs.
         """
+        if not large:
+            self._overseer.send((orders.SUBMIT, batch))
+            return
         kept = {job_id: kept_open(memory) for job_id, memory in large.items()}
         self._pending.add(self._pending.jobs[job_id]._replace(parcel=parcel) for job_id, parcel in kept.items())
         try:
