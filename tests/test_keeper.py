@@ -58,6 +58,25 @@ def test_an_outcome_lasts_before_it_is_gathered(method, storage):
         wait_until(lambda: next(storage.load_driver_jobs("0", evaluator._keeper.driver)).gathered is not None)
 
 
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+def test_when_a_job_was_gathered_is_in_the_storage(kind, tmp_path):
+    """With everything else of it, for whoever reads the search; a job that was not gathered has None there."""
+    with url_of(kind, tmp_path) as url:
+        with Evaluator.create(double, "serial", {"storage": url}) as evaluator:
+            evaluator.submit([{"x": 1}])
+            (job,) = evaluator.gather("ALL")
+            evaluator.submit([{"x": 2}])
+            wait_until(lambda: evaluator.stats()["jobs"]["settled"] == 2)
+        storage = Storage.from_url(url).connect()
+        try:
+            first, second = storage.load_jobs(["0.0", "0.1"]).values()
+            assert first["metadata"]["timestamp_gather"] == job.metadata["timestamp_gather"]
+            assert second["metadata"]["timestamp_gather"] is None
+            assert storage.load_metadata_from_all_jobs("0", "timestamp_gather") == [job.metadata["timestamp_gather"]]
+        finally:
+            storage.close()
+
+
 def test_what_a_job_was_comes_back_whole(storage):
     """Failure, observations and what it recorded, too."""
 

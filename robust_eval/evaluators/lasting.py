@@ -200,8 +200,6 @@ class Lasting:
                 data = kept.data if kept.settled else {**kept.data, "out": None}
                 job = rebuilt(kept.job_id, data, self.run_function, self._job_class)
                 kinds[self._kind_of_kept(kept)].append(job)
-                if kept.gathered is not None:
-                    job.metadata["timestamp_gather"] = kept.gathered
                 job.status = JobStatus.DONE if kept.gathered is not None else JobStatus.RUNNING
         self._announce([kinds["again"]] if per_job else _portions(kinds["again"]), per_job)
         for job in kinds["lost"]:

@@ -206,14 +206,18 @@ def encoded_configs(configs: Iterable[Any]) -> list[str]:
     return [encode(config, f"configs[{number}]") for number, config in enumerate(configs)]
 
 
-def job_data(arguments: str | None, out: str | None, metadata: str | None, extra: str | None) -> dict[str, Any]:
-    """Give a job in DeepHyper's form from its texts."""
+def job_data(
+    arguments: str | None, out: str | None, metadata: str | None, extra: str | None, gathered: float | None
+) -> dict[str, Any]:
+    """Give a job in DeepHyper's form from its texts, and when it was gathered, if it was."""
     data: dict[str, Any] = {
         "in": None if arguments is None else decode(arguments),
         "out": None if out is None else decode(out),
         "metadata": {} if metadata is None else decode(metadata),
         "intermediate": {"budget": [], "objective": []},
     }
+    if gathered is not None:
+        data["metadata"]["timestamp_gather"] = gathered
     return data if extra is None else data | decode(extra)
 
 

@@ -54,7 +54,7 @@ _CONNECT_S: Final = 5.0
 _ANSWER_S: Final = 30.0
 _PAGE: Final = 500
 _COLUMNS: Final = {"in": "arguments", "out": "out", "metadata": "metadata"}
-_DATA: Final = ("arguments", "out", "metadata", "metadata+", "extra", "extra+")
+_DATA: Final = ("gathered", "arguments", "out", "metadata", "metadata+", "extra", "extra+")
 
 
 class RedisStorage(DurableStorage):
@@ -310,9 +310,9 @@ class RedisStorage(DurableStorage):
         job_ids = [f"{search_id}.{number}" for number in self._numbers(f"{_PREFIX}driver:{driver}:jobs")]
         for start in range(0, len(job_ids), _PAGE):
             page = job_ids[start : start + _PAGE]
-            rows = self._fields(page, "attempts", "settled", "gathered", *_DATA)
+            rows = self._fields(page, "attempts", "settled", *_DATA)
             for job_id, (attempts, settled, gathered, *texts) in zip(page, rows, strict=True):
-                data = _data(*texts)
+                data = _data(gathered, *texts)
                 instant = None if gathered is None else float(gathered)
                 yield Kept(job_id, data["in"]["args"][0], int(attempts), settled is not None, instant, data)
 
@@ -346,9 +346,10 @@ def _merged(old: str | None, added: str | None) -> str | None:
     return added if old is None else old if added is None else encode_lossy({**decode(old), **decode(added)})
 
 
-def _data(arguments: str | None, out: str | None, *texts: str | None) -> dict[str, Any]:
+def _data(gathered: str | None, arguments: str | None, out: str | None, *texts: str | None) -> dict[str, Any]:
     metadata, more_metadata, extra, more_extra = texts
-    data = job_data(arguments, out, _merged(metadata, more_metadata), _merged(extra, more_extra))
+    instant = None if gathered is None else float(gathered)
+    data = job_data(arguments, out, _merged(metadata, more_metadata), _merged(extra, more_extra), instant)
     if isinstance(data["in"], dict) and isinstance(data["in"].get("args"), tuple):
         data["in"]["args"] = _Arguments(data["in"]["args"])
     return data

@@ -47,7 +47,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_settled ON jobs (search, settled) WHERE settled IS NOT NULL;
 """
 _COLUMNS: Final = {"in": "arguments", "out": "out", "metadata": "metadata"}
-_DATA: Final = "arguments, out, metadata, extra"
+_DATA: Final = "arguments, out, metadata, extra, gathered"
 
 
 class SqliteStorage(DurableStorage):
@@ -314,16 +314,15 @@ class SqliteStorage(DurableStorage):
 
     def load_driver_jobs(self, search_id: str, driver: str) -> Iterator[Kept]:
         query = (
-            f"SELECT number, attempts, settled, gathered, {_DATA} FROM jobs "  # noqa: S608  constants
+            f"SELECT number, attempts, settled, {_DATA} FROM jobs "  # noqa: S608  constants
             "WHERE search = ? AND driver = ? AND number > ? ORDER BY number LIMIT ?"
         )
         last = -1
         while rows := self._all(query, (search_id, driver, last, _PAGE)):
-            for number, attempts, settled, gathered, *texts in rows:
-                data = job_data(*texts)
-                yield Kept(
-                    f"{search_id}.{number}", data["in"]["args"][0], attempts, settled is not None, gathered, data
-                )
+            for number, attempts, settled, *fields in rows:
+                data = job_data(*fields)
+                job_id, gathered = f"{search_id}.{number}", fields[-1]
+                yield Kept(job_id, data["in"]["args"][0], attempts, settled is not None, gathered, data)
             last = rows[-1][0]
 
     def begun_log(self, driver: str) -> Path:

@@ -115,8 +115,8 @@ class JobBook:
         """The attempt is over: settle the job, or let it wait for the next attempt."""
         job.attempts += 1
         outcome.attempts = job.attempts
-        wanted = outcome.kind is not None and not (job.cancelled or self.refusals or outcome.unkilled)
-        if wanted and self._policy.retries(outcome.kind, job.attempts):
+        wanted = not (job.cancelled or self.refusals or outcome.unkilled)
+        if outcome.kind is not None and wanted and self._policy.retries(outcome.kind, job.attempts):
             job.failed = SettleJob(job.job_id, outcome, job.worker_id)
             job.worker_id = None
             job.move("failed, retried")

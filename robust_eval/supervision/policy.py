@@ -46,9 +46,9 @@ class Policy:
     depth_target_s: float = 0.002
     ahead_s: float = 0.2
 
-    def retries(self, kind: str | None, attempts: int) -> bool:
+    def retries(self, kind: str, attempts: int) -> bool:
         """Whether a job that failed with `kind` after `attempts` attempts is tried again."""
-        return kind is not None and attempts <= self.max_retries and kind in self.retry_on
+        return attempts <= self.max_retries and kind in self.retry_on
 
     def backoff_s(self, failures: int) -> float:
         """How long to wait after so many start-up failures in a row."""

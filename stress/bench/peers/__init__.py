@@ -29,7 +29,7 @@ PEERS = (
     "deephyper",
 )
 # What only some measurements of speed have: no peers, or ours in another dress.
-BESIDE = ("pipeline", "plain_pipeline", "our_executor")
+BESIDE = ("pipeline", "plain_pipeline", "relayed_pipeline", "bare_fork", "our_executor")
 
 
 def load(name: str) -> Peer:

@@ -54,22 +54,22 @@ class Pipeline:
     serve = staticmethod(_serve)
 
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
-        self._workers: list[tuple[int, socket.socket]] = []
+        self.workers: list[tuple[int, socket.socket]] = []
         for _ in range(settings.num_workers):
             ours, theirs = socket.socketpair(socket.AF_UNIX, self.kind)
             pid = os.fork()
             if pid == 0:
-                for _, other in self._workers:
+                for _, other in self.workers:
                     other.close()
                 ours.close()
                 self.serve(theirs, function)
                 os._exit(0)
             theirs.close()
-            self._workers.append((pid, ours))
+            self.workers.append((pid, ours))
 
     def run(self, arguments: Sequence[Any]) -> Outcomes:
         waiting = enumerate(arguments)
-        buffers = {sock: bytearray() for _, sock in self._workers}
+        buffers = {sock: bytearray() for _, sock in self.workers}
         left = len(arguments)
         with selectors.DefaultSelector() as selector:
             for sock in buffers:
@@ -93,7 +93,7 @@ class Pipeline:
         return []
 
     def close(self) -> None:
-        for pid, sock in self._workers:
+        for pid, sock in self.workers:
             sock.close()
             os.waitpid(pid, 0)
 

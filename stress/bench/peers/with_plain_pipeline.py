@@ -18,7 +18,10 @@ def _serve(sock: socket.socket, function: Callable[[Any], Any]) -> None:
         sock.send(pickle.dumps((index, function(argument)), 5))
 
 
-class _Session(Pipeline):
+class PlainPipeline(Pipeline):
+    """A session of a pipeline in which each call and each answer is a message."""
+
+    in_flight = IN_FLIGHT
     kind = socket.SOCK_SEQPACKET
     serve = staticmethod(_serve)
 
@@ -26,13 +29,13 @@ class _Session(Pipeline):
         waiting = enumerate(arguments)
         left = len(arguments)
         with selectors.DefaultSelector() as selector:
-            for _, sock in self._workers:
+            for _, sock in self.workers:
                 selector.register(sock, selectors.EVENT_READ)
-                for _, pair in zip(range(IN_FLIGHT), waiting, strict=False):
+                for _, pair in zip(range(self.in_flight), waiting, strict=False):
                     sock.send(pickle.dumps(pair, 5))
             while left:
                 for key, _ in selector.select():
-                    for index, value in _received(key.fileobj):
+                    for index, value in map(pickle.loads, received(key.fileobj)):
                         left -= 1
                         for pair in waiting:
                             key.fileobj.send(pickle.dumps(pair, 5))
@@ -40,13 +43,13 @@ class _Session(Pipeline):
                         yield index, Outcome(value)
 
 
-def _received(sock: socket.socket) -> Iterator[tuple[int, Any]]:
+def received(sock: socket.socket) -> Iterator[bytes]:
+    """The messages that are there; an empty one at the end."""
     while True:
         try:
-            message = sock.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+            yield sock.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
-        yield pickle.loads(message)
 
 
-PEER = Peer("bare pipeline, a message a call", None, Offers(), _Session, forks_user=True)
+PEER = Peer("bare pipeline, a message a call", None, Offers(), PlainPipeline, forks_user=True)

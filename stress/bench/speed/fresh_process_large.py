@@ -19,7 +19,7 @@ _PEERS = ("futures", "mp_pool", "pynisher")
 MEASUREMENT = Measurement(
     "the same, where the driver has imported numpy, pandas, scikit-learn, dask and Ray",
     sample,
-    {name: fresh_process.SIZES[name] for name in ("our_pool", "our_executor", *_PEERS)},
+    {name: fresh_process.SIZES[name] for name in ("our_pool", "our_executor", "bare_fork", *_PEERS)},
     {"rate": Figure("calls a second", "/s", targets=(Target("3x the best peer", against=_PEERS, factor=3.0),))},
     quick=4,
     note="Those that fork the user's process copy its page tables for each call; ours forks what the function needs.",
