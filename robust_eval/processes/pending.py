@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from mmap import mmap
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from robust_eval.errors import RobustEvalError
 from robust_eval.processes import system
@@ -25,6 +25,11 @@ class Submission(NamedTuple):
     memory_limit: int | None = None
     attempts: int = 0
     log: str | None = None
+
+
+_PARCEL = Submission._fields.index("parcel")
+# The same as a plain tuple: the interpreter's collector does not go through a million of those again and again.
+Row: TypeAlias = tuple[int, Landed, float | None, int | None, int, str | None]
 
 
 class Done(NamedTuple):
@@ -85,23 +90,34 @@ class Pending:
                 )
                 raise RobustEvalError(msg) from error
             made.pop_all()
-        self.jobs: dict[int, Submission] = {}
+        self.jobs: dict[int, Row] = {}
 
-    def add(self, submissions: Iterable[Submission]) -> None:
+    def add(self, submissions: Iterable[Submission]) -> list[Row]:
         """They are the pool's now."""
-        self.jobs.update({submission.job_id: submission for submission in submissions})
+        rows: list[Row] = [submission[:] for submission in submissions]
+        self.jobs.update({row[0]: row for row in rows})
+        return rows
+
+    def keep(self, parcels: Mapping[int, Landed]) -> None:
+        """Keep the payloads of these jobs otherwise than they came."""
+        self.add([Submission(*self.jobs[job_id])._replace(parcel=parcel) for job_id, parcel in parcels.items()])
 
     def settle(self, outcomes: list[Settled]) -> None:
         """These have settled: forget their payloads and deliver them."""
         for outcome in outcomes:
-            discard(self.jobs.pop(outcome.job_id).parcel)
+            discard(self.jobs.pop(outcome.job_id)[_PARCEL])
         if outcomes:
             self._deliver(outcomes)
 
-    def after_a_death(self) -> tuple[list[Submission], list[Submission]]:
+    def submissions(self) -> list[Submission]:
+        """All of them."""
+        return [Submission(*row) for row in self.jobs.values()]
+
+    def after_a_death(self) -> tuple[list[Submission], list[Row]]:
         """What had begun and is not tried again, and what the next supervisor gets."""
         lost, waiting = [], []
-        for job_id, submission in self.jobs.items():
+        for submission in self.submissions():
+            job_id = submission.job_id
             mark = self._ledger[job_id % LEDGER_BYTES]
             attempts = mark & ~LEDGER_OVER
             begun = mark != 0 and not mark & LEDGER_OVER
@@ -111,8 +127,7 @@ class Pending:
             else:
                 self._ledger[job_id % LEDGER_BYTES] = attempts | LEDGER_OVER if attempts else 0
                 waiting.append(submission._replace(attempts=attempts))
-        self.add(waiting)
-        return lost, waiting
+        return lost, self.add(waiting)
 
     def lose(self, submissions: list[Submission], detail: str, *, closing: bool) -> None:
         """Settle jobs whose supervisor is gone: `lost`, or `cancelled` if that was wanted and they had not begun."""

@@ -22,7 +22,7 @@ from robust_eval.processes.layout import COOKIE
 from robust_eval.processes.overseer import Overseer
 from robust_eval.processes.ownership import refuse_forked_child
 from robust_eval.processes.parcel import Memory, Parcel, discard, kept_open, landed, read_out, store
-from robust_eval.processes.pending import Done, Failed, Pending, Settled, Submission
+from robust_eval.processes.pending import Done, Failed, Pending, Row, Settled, Submission
 from robust_eval.processes.wire import new_named
 
 _logger = logger("pool")
@@ -110,8 +110,7 @@ class Pool:
                     discard(submission.parcel)
                 msg = "the pool is closed: make a new evaluator"
                 raise EvaluatorClosed(msg)
-            self._pending.add(submissions)
-            self._send_jobs(submissions)
+            self._send_jobs(self._pending.add(submissions))
 
     def cancel(self, job_ids: Iterable[int]) -> None:
         """Settle these jobs as cancelled, killing what runs."""
@@ -215,22 +214,22 @@ class Pool:
         _logger.info("A supervisor process is started.", extra={"supervisor_pid": self._overseer.pid})
         self._overseer.send(config, [self._bundle_fd, self._pending.fd])
 
-    def _send_jobs(self, submissions: list[Submission]) -> None:
+    def _send_jobs(self, rows: list[Row]) -> None:
         batch: list[tuple[Any, ...]] = []
         large: dict[int, Memory] = {}
         size = 0
-        for submission in submissions:
-            parcel = submission.parcel
+        for row in rows:
+            parcel = row[1]
             if type(parcel) is bytes:
-                batch.append(submission[:])
+                batch.append(row)
                 size += len(parcel)
             else:
-                shown = self._shown(submission, len(large))
+                shown = self._shown(Submission(*row), len(large))
                 if isinstance(shown, Memory):
-                    large[submission.job_id] = shown
+                    large[row[0]] = shown
                 else:
                     size += len(shown)
-                batch.append((submission.job_id, wire.portable(shown, []), *submission[2:]))
+                batch.append((row[0], wire.portable(shown, []), *row[2:]))
             if len(batch) == _BATCH_JOBS or size > _BATCH_BYTES or len(large) >= self._overseer.most_descriptors:
                 self._send_batch(batch, large)
                 batch, large, size = [], {}, 0
@@ -256,7 +255,7 @@ class Pool:
             self._overseer.send((orders.SUBMIT, batch))
             return
         kept = {job_id: kept_open(memory) for job_id, memory in large.items()}
-        self._pending.add(self._pending.jobs[job_id]._replace(parcel=parcel) for job_id, parcel in kept.items())
+        self._pending.keep(kept)
         try:
             self._overseer.send((orders.SUBMIT, batch), [memory.fd for memory in large.values()])
         finally:
@@ -277,7 +276,7 @@ class Pool:
                 self._overseer.bury()
                 detail = f"the driver failed to receive: {error!r}"
                 try:
-                    self._pending.lose(list(self._pending.jobs.values()), detail, closing=False)
+                    self._pending.lose(self._pending.submissions(), detail, closing=False)
                 finally:
                     self._release()
             raise
@@ -332,7 +331,7 @@ class Pool:
             self._closing = final
             lost, waiting = self._pending.after_a_death()
             if final:
-                lost = list(self._pending.jobs.values())
+                lost = self._pending.submissions()
             self._pending.lose(lost, f"it ended with exit code {self._overseer.exit_code}", closing=wanted)
             if final:
                 self._release()

@@ -1,7 +1,8 @@
 """The default storage: the memory of the driver.
 
-It must cost next to nothing, so a job is one small record, the dicts of DeepHyper's form are made when
-somebody loads them, and copies are made when reading, never when writing.
+It must cost next to nothing, so what is known of jobs lies in columns and not in an object a job: the collector of the
+interpreter would go through a million of those again and again. The dicts of DeepHyper's form are made when somebody
+loads them, and copies are made when reading, never when writing.
 """
 
 from __future__ import annotations
@@ -18,39 +19,50 @@ if TYPE_CHECKING:
 _UNSET: Final = object()
 
 
-class _Record:
-    """One job. A configuration alone stands for the dict of arguments: a million dicts are felt."""
+class _Search:
+    """One search: its jobs, whose numbers follow each other, and its values.
 
-    __slots__ = ("arguments", "config", "extra", "metadata", "out")
+    A configuration alone stands for the dict of arguments: a million dicts are felt.
 
-    def __init__(self, config: Any = _UNSET) -> None:
-        self.config = config
-        self.arguments: Any = None
-        self.out: Any = None
-        self.metadata: dict[str, Any] | None = None
-        self.extra: dict[str, Any] | None = None
+    Args:
+        first: the number of its first job.
+    """
 
-    def view(self) -> dict[str, Any]:
-        alone = self.config is not _UNSET
+    __slots__ = ("arguments", "configs", "extra", "first", "metadata", "outs", "settled", "values")
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
+        self.configs: list[Any] = []
+        self.outs: list[Any] = []
+        self.metadata: list[dict[str, Any] | None] = []
+        # By place, for the few that have such.
+        self.arguments: dict[int, Any] = {}
+        self.extra: dict[int, dict[str, Any]] = {}
+        self.settled: list[str] = []  # ids, as their outcomes came
+        self.values: dict[str, Any] = {}
+
+    def add(self, configs: Sequence[Any]) -> range:
+        """Take jobs in and give their numbers."""
+        first, count = self.first + len(self.configs), len(configs)
+        self.outs += [None] * count
+        self.metadata += [None] * count
+        self.configs += configs  # last: by these others know how many there are
+        return range(first, first + count)
+
+    def numbers(self) -> range:
+        """The numbers of its jobs."""
+        return range(self.first, self.first + len(self.configs))
+
+    def view(self, place: int) -> dict[str, Any]:
+        """A job in DeepHyper's form."""
+        config, metadata = self.configs[place], self.metadata[place]
         data: dict[str, Any] = {
-            "in": {"args": (self.config,), "kwargs": None} if alone else self.arguments,
-            "out": self.out,
-            "metadata": {} if self.metadata is None else self.metadata,
+            "in": self.arguments.get(place) if config is _UNSET else {"args": (config,), "kwargs": None},
+            "out": self.outs[place],
+            "metadata": {} if metadata is None else metadata,
             "intermediate": {"budget": [], "objective": []},
         }
-        return data | (self.extra or {})
-
-
-class _Search:
-    """One search: its jobs, by number, and its values."""
-
-    __slots__ = ("jobs", "next_number", "settled", "values")
-
-    def __init__(self) -> None:
-        self.next_number = 0
-        self.settled: list[str] = []  # ids, as their outcomes came
-        self.jobs: dict[int, _Record] = {}
-        self.values: dict[str, Any] = {}
+        return data | self.extra.get(place, {})
 
 
 class MemoryStorage(Storage):
@@ -76,9 +88,8 @@ class MemoryStorage(Storage):
         """
         storage = cls().connect()
         search_id, _, number = job_id.rpartition(".")
-        search = storage._searches.setdefault(search_id, _Search())  # noqa: SLF001  our own
-        search.jobs[int(number)] = _Record()
-        search.next_number = int(number) + 1
+        storage._searches[search_id] = search = _Search(int(number))  # noqa: SLF001  our own
+        search.add([_UNSET])
         return storage
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -87,16 +98,14 @@ class MemoryStorage(Storage):
     def _connect(self) -> None:
         self.connected = True
 
-    def _record(self, job_id: str) -> _Record:
-        search_id, _, number = job_id.rpartition(".")
-        return self._searches[search_id].jobs[int(number)]
-
-    def _settles(self, job_id: str) -> _Record:
+    def _find(self, job_id: str) -> tuple[_Search, int]:
+        """The search of a job and its place there."""
         search_id, _, number = job_id.rpartition(".")
         search = self._searches[search_id]
-        record = search.jobs[int(number)]
-        search.settled.append(job_id)
-        return record
+        place = int(number) - search.first
+        if not 0 <= place < len(search.configs):
+            raise KeyError(job_id)
+        return search, place
 
     def create_new_search(self) -> str:
         """Make a new search and give its id: ``"0"``, ``"1"`` and so on."""
@@ -108,48 +117,46 @@ class MemoryStorage(Storage):
         return str(number)
 
     def create_new_job(self, search_id: str) -> str:
-        search = self._searches[search_id]
-        with self._lock:
-            number = search.next_number
-            search.next_number += 1
-            search.jobs[number] = _Record()
-        return f"{search_id}.{number}"
+        return self._add(search_id, [_UNSET])[0]
 
     def create_new_jobs(self, search_id: str, configs: Sequence[Any]) -> list[str]:
+        return self._add(search_id, configs)
+
+    def _add(self, search_id: str, configs: Sequence[Any]) -> list[str]:
         search = self._searches[search_id]
         with self._lock:
-            first = search.next_number
-            search.next_number += len(configs)
-            for number, config in enumerate(configs, first):
-                search.jobs[number] = _Record(config)
-        return [f"{search_id}.{number}" for number in range(first, first + len(configs))]
+            numbers = search.add(configs)
+        return [f"{search_id}.{number}" for number in numbers]
 
     def store_job(self, job_id: str, key: str, value: Any) -> None:
-        record = self._record(job_id)
+        search, place = self._find(job_id)
         if key == "out":
-            self._settles(job_id).out = value
+            search.settled.append(job_id)
+            search.outs[place] = value
         elif key == "in":
-            record.config, record.arguments = _UNSET, value
+            search.arguments[place] = value
+            search.configs[place] = _UNSET
         elif key == "metadata":
-            record.metadata = value
+            search.metadata[place] = value
         else:
             with self._lock:
-                record.extra = {**(record.extra or {}), key: value}
+                search.extra[place] = {**search.extra.get(place, {}), key: value}
 
     def store_job_metadata(self, job_id: str, key: str, value: Any) -> None:
-        record = self._record(job_id)
+        search, place = self._find(job_id)
         with self._lock:
             # A new dict: `store_job_outcome` keeps the job's own.
-            record.metadata = {**(record.metadata or {}), key: value}
+            search.metadata[place] = {**(search.metadata[place] or {}), key: value}
 
     def store_job_outcome(self, job_id: str, objective: Any, metadata: Mapping[str, Any]) -> None:
-        record = self._settles(job_id)
-        record.out = objective
-        if record.metadata is None and isinstance(metadata, dict):
-            record.metadata = metadata
+        search, place = self._find(job_id)
+        search.settled.append(job_id)
+        search.outs[place] = objective
+        if search.metadata[place] is None and isinstance(metadata, dict):
+            search.metadata[place] = metadata
         else:
             with self._lock:
-                record.metadata = {**(record.metadata or {}), **metadata}
+                search.metadata[place] = {**(search.metadata[place] or {}), **metadata}
 
     def load_settled_since(self, search_id: str, cursor: int, but_of: str | None = None) -> tuple[int, list[str]]:  # noqa: ARG002  there are no drivers here
         new = self._searches[search_id].settled[cursor:]
@@ -165,26 +172,26 @@ class MemoryStorage(Storage):
         return list(self._searches)
 
     def load_all_job_ids(self, search_id: str) -> list[str]:
-        return [f"{search_id}.{number}" for number in list(self._searches[search_id].jobs)]
+        return [f"{search_id}.{number}" for number in self._searches[search_id].numbers()]
 
     def load_search(self, search_id: str) -> dict[str, dict[str, Any]]:
-        jobs = list(self._searches[search_id].jobs.items())
-        return copy.deepcopy({str(number): record.view() for number, record in jobs})
+        search = self._searches[search_id]
+        return copy.deepcopy({str(number): search.view(place) for place, number in enumerate(search.numbers())})
 
     def load_job(self, job_id: str) -> dict[str, Any]:
-        return copy.deepcopy(self._record(job_id).view())
+        search, place = self._find(job_id)
+        return copy.deepcopy(search.view(place))
 
     def load_jobs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        return {job_id: self._record(job_id).view() for job_id in job_ids}
+        found = {job_id: self._find(job_id) for job_id in job_ids}
+        return {job_id: search.view(place) for job_id, (search, place) in found.items()}
 
     def load_metadata_from_all_jobs(self, search_id: str, key: str) -> list[Any]:
-        records = list(self._searches[search_id].jobs.values())
-        found = ((record.metadata or {}).get(key) for record in records)
+        found = ((metadata or {}).get(key) for metadata in self._searches[search_id].metadata)
         return [value for value in found if value is not None]
 
     def load_out_from_all_jobs(self, search_id: str) -> list[Any]:
-        records = list(self._searches[search_id].jobs.values())
-        return [record.out for record in records if record.out is not None]
+        return [out for out in self._searches[search_id].outs if out is not None]
 
 
 def _connected(kind: type[MemoryStorage]) -> MemoryStorage:
