@@ -69,6 +69,8 @@ class Job:
     __slots__ = (
         "__dict__",
         "__weakref__",
+        "_metadata",
+        "_objective",
         "_output",
         "_recorded",
         "config",
@@ -96,6 +98,8 @@ class Job:
         self.observations: list[Any] | None = None
         self.run_kwargs: dict[str, Any] | None = None
         self.submitted_at: float | None = None
+        self._objective: Any = None
+        self._metadata: dict[str, Any] | None = None
         self._output: Any = None
         self._recorded: list[tuple[float, Any]] | None = None
 
@@ -137,20 +141,20 @@ class Job:
 
     @property
     def output(self) -> Any:
-        """A dict of ``objective`` and ``metadata``; made when first asked for."""
+        """A dict of ``objective`` and ``metadata``; made when first asked for, and from then on what both are in."""
         if self._output is None:
-            metadata = {"timestamp_submit": self.submitted_at, "timestamp_gather": None}
-            self._output = {"objective": None, "metadata": metadata}
+            self._output = {"objective": self._objective, "metadata": self.metadata}
         return self._output
 
     @output.setter
     def output(self, output: Any) -> None:
         self._output = output
+        self._objective = self._metadata = None
 
     @property
     def objective(self) -> Any:
         """What the run function returned as its objective, ``"F"`` for a failure, ``None`` before."""
-        return None if self._output is None else self._output["objective"]
+        return self._objective if self._output is None else self._output["objective"]
 
     @property
     def result(self) -> Any:
@@ -160,8 +164,12 @@ class Job:
     @property
     def metadata(self) -> dict[str, Any]:
         """What is known about the run: timestamps in seconds since the evaluator, and the user's own."""
-        metadata: dict[str, Any] = self.output["metadata"]
-        return metadata
+        if self._output is not None:
+            metadata: dict[str, Any] = self._output["metadata"]
+            return metadata
+        if self._metadata is None:
+            self._metadata = {"timestamp_submit": self.submitted_at, "timestamp_gather": None}
+        return self._metadata
 
     @property
     def recorded(self) -> list[tuple[float, Any]]:
@@ -193,9 +201,8 @@ class Job:
         """
         if self.failure is not None:
             return
-        output = self.output
-        output["objective"] = objective
-        output["metadata"].update(metadata)
+        self._set_objective(objective)
+        self.metadata.update(metadata)
         self.observations = observations
 
     def fail(self, failure: Failure, objective: str = FAIL_RETURN_VALUE) -> None:
@@ -207,9 +214,15 @@ class Job:
         """
         self.failure = failure
         output = self._output
-        if not isinstance(output, dict) or not isinstance(output.get("metadata"), dict):
-            self._output = None  # an execute of the user's broke it
-        self.output["objective"] = objective
+        if output is not None and not (isinstance(output, dict) and isinstance(output.get("metadata"), dict)):
+            self.output = None  # an execute of the user's broke it
+        self._set_objective(objective)
+
+    def _set_objective(self, objective: Any) -> None:
+        if self._output is None:
+            self._objective = objective
+        else:
+            self._output["objective"] = objective
 
     def create_running_job(
         self,
