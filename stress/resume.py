@@ -114,8 +114,11 @@ class Search:
         data = self._load()
         settled = {job_id: job for job_id, job in data.items() if job["out"] is not None}
         for job_id, before in self._settled.items():
-            if settled.get(job_id) != before:
-                self.broken.append(f"the outcome of job {job_id} changed from {before} to {settled.get(job_id)}")
+            now = settled.get(job_id)
+            if now is not None and before["metadata"]["timestamp_gather"] is None:  # to be gathered is no other outcome
+                before["metadata"]["timestamp_gather"] = now["metadata"]["timestamp_gather"]
+            if now != before:
+                self.broken.append(f"the outcome of job {job_id} changed from {before} to {now}")
         done = {job["in"]["args"][0]["x"] for job in self._settled.values()}
         for turn, x in self._lines("diary"):
             if int(turn) == self._turn and int(x) in done:
