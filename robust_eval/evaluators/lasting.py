@@ -112,11 +112,9 @@ class Lasting:
             configs: the configurations.
             together: whether they go on their way as one portion.
         """
-        unfailing = type(self._storage) is MemoryStorage and set(map(type, configs)) == {dict}
-        if unfailing and not together:
-            return map(self._made, _portions(configs))
-        jobs = self._made(configs)
-        return [jobs] if together else _portions(jobs)
+        if type(self._storage) is MemoryStorage and set(map(type, configs)) == {dict}:
+            return map(self._made, _portions(configs, together=together))
+        return _portions(self._made(configs), together=together)
 
     def _made(self, configs: Sequence[Mapping[str, Any]]) -> list[Job]:
         jobs = [self._job_of(config) for config in configs]
@@ -201,7 +199,7 @@ class Lasting:
                 job = rebuilt(kept.job_id, data, self.run_function, self._job_class)
                 kinds[self._kind_of_kept(kept)].append(job)
                 job.status = JobStatus.DONE if kept.gathered is not None else JobStatus.RUNNING
-        self._announce([kinds["again"]] if per_job else _portions(kinds["again"]), per_job)
+        self._announce(_portions(kinds["again"], together=bool(per_job)), per_job)
         for job in kinds["lost"]:
             job.fail(_lost(self._max_attempts))
         self._inbox.put_many(kinds["lost"])
@@ -224,7 +222,7 @@ class Lasting:
     def _announce(self, portions: Iterable[list[Job]], per_job: Mapping[str, Any]) -> None:
         """Send jobs, which have their ids, on their way.
 
-        Limits that are given for these jobs are looked at before any of a portion is sent.
+        Limits that are given for these jobs are looked at before any of a portion is sent: such jobs are one portion.
         """
         now = time.monotonic() - self._created_at
         for portion in portions:
@@ -314,9 +312,9 @@ class Lasting:
                 raise
 
 
-def _portions(items: Sequence[_Item]) -> Iterator[list[_Item]]:
-    """All of these in portions that grow, none of them empty."""
-    sent, size = 0, _FIRST_PORTION
+def _portions(items: Sequence[_Item], *, together: bool) -> Iterator[list[_Item]]:
+    """All of these in portions that grow, or in one; none is empty."""
+    sent, size = 0, len(items) if together else _FIRST_PORTION
     while portion := list(items[sent : sent + size]):
         yield portion
         sent, size = sent + size, min(2 * size, _PORTION)

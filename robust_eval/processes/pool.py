@@ -224,7 +224,7 @@ class Pool:
                 batch.append(row)
                 size += len(parcel)
             else:
-                shown = self._shown(Submission(*row), len(large))
+                shown = self._shown(row, len(large))
                 if isinstance(shown, Memory):
                     large[row[0]] = shown
                 else:
@@ -236,14 +236,14 @@ class Pool:
         if batch:
             self._send_batch(batch, large)
 
-    def _shown(self, submission: Submission, waiting: int) -> Parcel:
+    def _shown(self, row: Row, waiting: int) -> Parcel:
         """A large payload as it travels: in its file, unless too many descriptors are under way and it is small."""
-        parcel = submission.parcel
+        job_id, parcel, *_ = row
         shown = store([parcel], len(parcel)) if isinstance(parcel, memoryview) else parcel
         if isinstance(shown, Memory) and not self._overseer.takes(waiting):
             shown = read_out(shown)
             if parcel is not shown and isinstance(parcel, Memory):  # which is closed
-                self._pending.add([submission._replace(parcel=shown)])
+                self._pending.keep({job_id: shown})
         return shown
 
     def _send_batch(self, batch: list[tuple[Any, ...]], large: dict[int, Memory]) -> None:

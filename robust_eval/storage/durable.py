@@ -207,7 +207,7 @@ def encoded_configs(configs: Iterable[Any]) -> list[str]:
 
 
 def job_data(
-    arguments: str | None, out: str | None, metadata: str | None, extra: str | None, gathered: float | None
+    arguments: str | None, out: str | None, metadata: str | None, extra: str | None, gathered: float | str | None
 ) -> dict[str, Any]:
     """Give a job in DeepHyper's form from its texts, and when it was gathered, if it was."""
     data: dict[str, Any] = {
@@ -217,7 +217,7 @@ def job_data(
         "intermediate": {"budget": [], "objective": []},
     }
     if gathered is not None:
-        data["metadata"]["timestamp_gather"] = gathered
+        data["metadata"]["timestamp_gather"] = float(gathered)
     return data if extra is None else data | decode(extra)
 
 

@@ -348,8 +348,7 @@ def _merged(old: str | None, added: str | None) -> str | None:
 
 def _data(gathered: str | None, arguments: str | None, out: str | None, *texts: str | None) -> dict[str, Any]:
     metadata, more_metadata, extra, more_extra = texts
-    instant = None if gathered is None else float(gathered)
-    data = job_data(arguments, out, _merged(metadata, more_metadata), _merged(extra, more_extra), instant)
+    data = job_data(arguments, out, _merged(metadata, more_metadata), _merged(extra, more_extra), gathered)
     if isinstance(data["in"], dict) and isinstance(data["in"].get("args"), tuple):
         data["in"]["args"] = _Arguments(data["in"]["args"])
     return data

@@ -59,54 +59,57 @@ class Transitions(dict[tuple[_State, str], _State]):
         raise InternalError(f"a {self._whose} that is {state.name} cannot be {cause!r}")
 
 
-_OF_WORKERS: dict[tuple[WorkerState, str], WorkerState] = {
-    (_W.STARTING, "forked"): _W.BLANK,
-    (_W.STARTING, "assigned"): _W.INITIALIZING,
-    (_W.BLANK, "assigned"): _W.INITIALIZING,
-    (_W.INITIALIZING, "ready"): _W.IDLE,
-    (_W.IDLE, "sent"): _W.BUSY,
-    (_W.BUSY, "emptied"): _W.IDLE,
-    (_W.BUSY, "overdue, grace"): _W.STOPPING,
-    (_W.STOPPING, "stopped"): _W.BUSY,
-    (_W.BUSY, "overdue"): _W.DUMPING,
-    (_W.STOPPING, "grace over"): _W.DUMPING,
-    (_W.BUSY, "last job"): _W.LEAVING,
-    (_W.STARTING, "doomed"): _W.KILLING,
-    (_W.BLANK, "doomed"): _W.KILLING,
-    (_W.INITIALIZING, "doomed"): _W.KILLING,
-    (_W.IDLE, "doomed"): _W.KILLING,
-    (_W.BUSY, "doomed"): _W.KILLING,
-    (_W.STOPPING, "doomed"): _W.KILLING,
-    (_W.LEAVING, "doomed"): _W.KILLING,
-    (_W.DUMPING, "dump over"): _W.KILLING,
-    (_W.KILLING, "kill timeout"): _W.STUBBORN,
-    **{
-        (state, "exited"): _W.GONE
-        for state in (
-            _W.STARTING,
-            _W.BLANK,
-            _W.INITIALIZING,
-            _W.IDLE,
-            _W.BUSY,
-            _W.STOPPING,
-            _W.DUMPING,
-            _W.KILLING,
-            _W.LEAVING,
-            _W.STUBBORN,
-        )
+WORKER_TRANSITIONS: Transitions[WorkerState] = Transitions(
+    "worker",
+    {
+        (_W.STARTING, "forked"): _W.BLANK,
+        (_W.STARTING, "assigned"): _W.INITIALIZING,
+        (_W.BLANK, "assigned"): _W.INITIALIZING,
+        (_W.INITIALIZING, "ready"): _W.IDLE,
+        (_W.IDLE, "sent"): _W.BUSY,
+        (_W.BUSY, "emptied"): _W.IDLE,
+        (_W.BUSY, "overdue, grace"): _W.STOPPING,
+        (_W.STOPPING, "stopped"): _W.BUSY,
+        (_W.BUSY, "overdue"): _W.DUMPING,
+        (_W.STOPPING, "grace over"): _W.DUMPING,
+        (_W.BUSY, "last job"): _W.LEAVING,
+        (_W.STARTING, "doomed"): _W.KILLING,
+        (_W.BLANK, "doomed"): _W.KILLING,
+        (_W.INITIALIZING, "doomed"): _W.KILLING,
+        (_W.IDLE, "doomed"): _W.KILLING,
+        (_W.BUSY, "doomed"): _W.KILLING,
+        (_W.STOPPING, "doomed"): _W.KILLING,
+        (_W.LEAVING, "doomed"): _W.KILLING,
+        (_W.DUMPING, "dump over"): _W.KILLING,
+        (_W.KILLING, "kill timeout"): _W.STUBBORN,
+        **{
+            (state, "exited"): _W.GONE
+            for state in (
+                _W.STARTING,
+                _W.BLANK,
+                _W.INITIALIZING,
+                _W.IDLE,
+                _W.BUSY,
+                _W.STOPPING,
+                _W.DUMPING,
+                _W.KILLING,
+                _W.LEAVING,
+                _W.STUBBORN,
+            )
+        },
     },
-}
+)
 
-_OF_JOBS: dict[tuple[JobState, str], JobState] = {
-    (_J.QUEUED, "sent"): _J.SENT,
-    (_J.QUEUED, "never begun"): _J.SETTLED,
-    (_J.SENT, "taken back"): _J.QUEUED,
-    (_J.SENT, "finished"): _J.SETTLED,
-    (_J.SENT, "failed, retried"): _J.QUEUED,
-    (_J.SENT, "held until the tree is gone"): _J.ENDING,
-    (_J.ENDING, "finished"): _J.SETTLED,
-    (_J.ENDING, "failed, retried"): _J.QUEUED,
-}
-
-WORKER_TRANSITIONS = Transitions("worker", _OF_WORKERS)
-JOB_TRANSITIONS = Transitions("job", _OF_JOBS)
+JOB_TRANSITIONS: Transitions[JobState] = Transitions(
+    "job",
+    {
+        (_J.QUEUED, "sent"): _J.SENT,
+        (_J.QUEUED, "never begun"): _J.SETTLED,
+        (_J.SENT, "taken back"): _J.QUEUED,
+        (_J.SENT, "finished"): _J.SETTLED,
+        (_J.SENT, "failed, retried"): _J.QUEUED,
+        (_J.SENT, "held until the tree is gone"): _J.ENDING,
+        (_J.ENDING, "finished"): _J.SETTLED,
+        (_J.ENDING, "failed, retried"): _J.QUEUED,
+    },
+)

@@ -124,6 +124,20 @@ class FuturesSession:
         return []
 
 
+class ArrivalSession:
+    """A session that gives outcomes as they come: their order is made here. There are no helpers unless it says so."""
+
+    def run(self, arguments: Sequence[Any]) -> Outcomes:
+        raise NotImplementedError
+
+    def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
+        outcomes = dict(self.run(arguments))
+        return (outcomes[index] for index in range(len(arguments)))
+
+    def helpers(self) -> list[int]:
+        return []
+
+
 class CallbackSession:
     """A session over an `apply_async` that takes two callbacks and returns something with `get`.
 

@@ -3,15 +3,15 @@
 import os
 import pickle
 import selectors
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
+from stress.bench.peers.contract import ArrivalSession, Offers, Outcome, Outcomes, Peer, Settings
 
 _READ_BYTES = 1 << 16
 
 
-class _Session:
+class _Session(ArrivalSession):
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
         self._function = function
         self._at_once = settings.num_workers
@@ -41,13 +41,6 @@ class _Session:
             os._exit(0)
         os.close(end)
         selector.register(answer, selectors.EVENT_READ, (index, pid))
-
-    def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
-        outcomes = dict(self.run(arguments))
-        return (outcomes[index] for index in range(len(arguments)))
-
-    def helpers(self) -> list[int]:
-        return []
 
     def close(self) -> None:
         """Nothing is left: each call is waited for."""

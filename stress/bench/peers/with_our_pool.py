@@ -2,10 +2,10 @@
 
 import queue
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
+from stress.bench.peers.contract import ArrivalSession, Offers, Outcome, Outcomes, Peer, Settings
 
 _PORTION = 512  # as the evaluator does it: the first calls run while others are pickled
 
@@ -20,7 +20,7 @@ class Runner:
         return self._function(argument)
 
 
-class _Session:
+class _Session(ArrivalSession):
     def __init__(self, function: Callable[[Any], Any], settings: Settings) -> None:
         from robust_eval.evaluators.ledger import Retries
         from robust_eval.evaluators.settings import policy_of
@@ -68,10 +68,6 @@ class _Session:
             return Outcome(self._open(settled.parcel))
         except Exception as error:  # noqa: BLE001 - the user's unpickling raises anything
             return Outcome.failed(error, "unpicklable")
-
-    def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
-        outcomes = dict(self.run(arguments))
-        return (outcomes[index] for index in range(len(arguments)))
 
     def helpers(self) -> list[int]:
         return [self._pool.supervisor_pid]

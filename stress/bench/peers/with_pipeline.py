@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from stress.bench.peers.contract import Offers, Outcome, Outcomes, Peer, Settings
+from stress.bench.peers.contract import ArrivalSession, Offers, Outcome, Outcomes, Peer, Settings
 
 IN_FLIGHT = 64
 _LENGTH = struct.Struct("<I")
@@ -47,7 +47,7 @@ def _serve(sock: socket.socket, function: Callable[[Any], Any]) -> None:
         sock.sendall(b"".join(answers))
 
 
-class Pipeline:
+class Pipeline(ArrivalSession):
     """A session of a pipeline in which calls and answers travel in batches."""
 
     kind = socket.SOCK_STREAM
@@ -84,13 +84,6 @@ class Pipeline:
                     for frame in frames:
                         index, value = pickle.loads(frame)
                         yield index, Outcome(value)
-
-    def in_order(self, arguments: Sequence[Any]) -> Iterator[Outcome]:
-        outcomes = dict(self.run(arguments))
-        return (outcomes[index] for index in range(len(arguments)))
-
-    def helpers(self) -> list[int]:
-        return []
 
     def close(self) -> None:
         for pid, sock in self.workers:
